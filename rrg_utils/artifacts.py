@@ -1,0 +1,164 @@
+"""Content-addressed cache: anything slow is made once, kept under the hash of all that made it, and checked when opened.
+
+An entry is the folder `<cache>/<kind>/<key>` with a `manifest.json` that lists size and SHA-256 of every file. It is
+built beside its final place and renamed when it is complete, so an entry that exists under its final name is whole;
+if it is damaged later, the manifest shows it and the entry is rebuilt.
+"""
+
+import ast
+import errno
+import hashlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from filelock import FileLock, Timeout
+
+from rrg_utils.errors import RRGError
+
+log = logging.getLogger("rrg")
+
+MANIFEST = "manifest.json"
+
+
+def cache_dir() -> Path:
+    """The cache folder: `RRG_CACHE`, or `~/.cache/rrg`. Not created here."""
+    return Path(os.environ.get("RRG_CACHE") or Path.home() / ".cache" / "rrg").expanduser().absolute()
+
+
+def artifact(
+    kind: str,
+    inputs: Mapping,
+    make: Callable[[Path], None],
+    code: Sequence[ModuleType] = (),
+    *,
+    resume: bool = False,
+) -> Path:
+    """Folder made by `make(folder)`, from the cache if it is there.
+
+    The key is the SHA-256 of `kind`, `inputs` (anything JSON can write: sizes, seed, digests of other inputs) and the
+    source of the modules in `code`, comments and layout aside. Processes that ask for the same entry build it once:
+    the others wait.
+
+    `make` gets an empty folder. With `resume=True` it may instead get what an interrupted call left there, and must
+    continue from its own checkpoints (or overwrite them); what it leaves when it returns is the entry.
+    Nothing is printed: progress goes to the logger "rrg" (see `log_to`).
+
+    Raises RRGError if the cache folder cannot be written or the disk is full; whatever `make` raises passes through.
+    """
+    key = _key(kind, inputs, code)
+    entry = cache_dir() / kind / key
+    if _fault(entry) is None:
+        return entry
+    _ensure_writable(entry.parent)
+    lock = FileLock(f"{entry}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that builds %s %s", kind, key)
+        lock.acquire()
+    try:
+        return _build(entry, kind, inputs, make, resume)
+    finally:
+        lock.release()
+
+
+def log_to(stream) -> None:
+    """Write the progress that artifacts and training log to `stream`, one line each: for the command line."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _build(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None], resume: bool) -> Path:
+    """Make the entry while its lock is held."""
+    fault = _fault(entry)
+    if fault is None:  # another process finished it while this one waited
+        return entry
+    if entry.exists():
+        log.warning("cache entry %s %s is damaged (%s): rebuilding it", kind, entry.name, fault)
+        shutil.rmtree(entry)
+    _remove_abandoned(entry.parent)
+
+    folder = entry.with_name(f"{entry.name}.{'partial' if resume else 'tmp'}")
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    start = time.monotonic()
+    try:
+        folder.mkdir(exist_ok=True)
+        log.info("%s %s %s", "resuming" if any(folder.iterdir()) else "building", kind, entry.name)
+        make(folder)
+        files = {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {"kind": kind, "inputs": inputs, "seconds": round(time.monotonic() - start, 1), "files": files}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        folder.rename(entry)
+    except BaseException as error:
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RRGError(
+                f"no space left in the cache folder {cache_dir()} while building {kind}: free some, "
+                "or set RRG_CACHE to a folder on a larger disk"
+            ) from error
+        raise
+    log.info("built %s %s in %.0f s", kind, entry.name, time.monotonic() - start)
+    return entry
+
+
+def _key(kind: str, inputs: Mapping, code: Sequence[ModuleType]) -> str:
+    # The syntax tree leaves out comments and layout: polishing them must not cost a reader minutes of training.
+    sources = [ast.dump(ast.parse(Path(inspect.getsourcefile(module)).read_text())) for module in code]
+    text = json.dumps([kind, inputs, sources], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _fault(entry: Path) -> str | None:
+    """What is wrong with an entry, or None if it is whole."""
+    try:
+        files = json.loads((entry / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if (entry / name).stat().st_size != expected["size"] or _sha256(entry / name) != expected["sha256"]:
+                return f"{name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is unreadable"
+    return None
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed processes left: their locks died with them, so a lock that is free marks a dead build."""
+    for folder in parent.glob("*.tmp"):
+        try:
+            with FileLock(folder.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            pass  # being built by a living process
+
+
+def _ensure_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        reason = "permission denied"
+    except OSError as error:
+        writable, reason = False, error.strerror
+    if not writable:
+        raise RRGError(f"cannot write to the cache folder {cache_dir()} ({reason}): set RRG_CACHE to a writable folder")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

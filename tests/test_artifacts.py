@@ -1,0 +1,243 @@
+"""The cache: one build per key, nothing half-made taken for whole, damage found and mended, clear refusals."""
+
+import errno
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rrg_utils import artifacts
+from rrg_utils.artifacts import artifact, cache_dir
+from rrg_utils.errors import RRGError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RRG_CACHE", str(folder))
+    return folder
+
+
+class Maker:
+    """Writes two files and counts how often it had to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, folder):
+        self.calls += 1
+        (folder / "deep").mkdir()
+        (folder / "a.txt").write_text("alpha")
+        (folder / "deep" / "b.bin").write_bytes(bytes(range(256)))
+
+
+def run_python(code, **environment):
+    """A fresh interpreter that has imported `artifact`, so that it can be killed."""
+    code = "import os, sys, time, signal\nfrom rrg_utils.artifacts import artifact\n" + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+
+
+def test_made_once_then_read_back(cache):
+    make = Maker()
+    first = artifact("kind", {"size": 3, "seed": 0}, make)
+    second = artifact("kind", {"seed": 0, "size": 3}, make)  # the order of the inputs does not matter
+    assert make.calls == 1
+    assert first == second
+    assert first.parent == cache / "kind"
+    assert (first / "a.txt").read_text() == "alpha"
+    manifest = json.loads((first / "manifest.json").read_text())
+    assert manifest["inputs"] == {"size": 3, "seed": 0}
+    assert manifest["files"]["deep/b.bin"]["size"] == 256
+
+
+def test_other_kind_inputs_or_code_is_another_entry(tmp_path):
+    def module(source):
+        path = tmp_path / f"m{abs(hash(source))}.py"
+        path.write_text(source)
+        result = ModuleType("m")
+        result.__file__ = str(path)
+        return result
+
+    make = Maker()
+    one, same, other = module("x = 1\n"), module("x  =  1  # why\n"), module("x = 2\n")
+    paths = [
+        artifact("kind", {"size": 3}, make),
+        artifact("other", {"size": 3}, make),
+        artifact("kind", {"size": 4}, make),
+        artifact("kind", {"size": 3}, make, code=[one]),
+        artifact("kind", {"size": 3}, make, code=[other]),
+    ]
+    assert len(set(paths)) == make.calls == 5
+    assert artifact("kind", {"size": 3}, make, code=[same]) == paths[3], "comments and layout must not cost a rebuild"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(),
+        st.integers() | st.text() | st.booleans() | st.lists(st.floats(allow_nan=False, allow_infinity=False)),
+    )
+)
+def test_key_depends_on_content_alone(inputs):
+    shuffled = dict(reversed(inputs.items()))
+    assert artifacts._key("kind", inputs, ()) == artifacts._key("kind", shuffled, ())
+    assert artifacts._key("kind", inputs | {"one more": 1}, ()) != artifacts._key("kind", inputs, ())
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "no manifest"])
+def test_damage_is_found_and_mended_with_one_warning(damage, caplog):
+    make = Maker()
+    entry = artifact("kind", {}, make)
+    target = entry / "deep" / "b.bin"
+    match damage:
+        case "flip":
+            target.write_bytes(bytes(range(255)) + b"\0")
+        case "truncate":
+            target.write_bytes(b"")
+        case "remove":
+            target.unlink()
+        case "manifest":
+            (entry / "manifest.json").write_text('{"files"')
+        case "no manifest":
+            (entry / "manifest.json").unlink()
+    assert artifact("kind", {}, make) == entry
+    assert make.calls == 2
+    assert target.read_bytes() == bytes(range(256))
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "damaged" in warnings[0].getMessage()
+
+
+def test_failed_build_leaves_nothing(cache):
+    def make(folder):
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifact("kind", {}, make)
+    assert [path.suffix for path in (cache / "kind").iterdir()] == [".lock"]
+    entry = artifact("kind", {}, Maker())
+    assert not (entry / "half.txt").exists()
+
+
+def test_full_disk_is_one_clear_line_and_leaves_nothing(cache):
+    def make(folder):
+        (folder / "big.bin").write_bytes(b"0" * 1000)
+        with open("/dev/full", "wb") as file:  # the kernel's own "no space left on device"
+            file.write(b"0" * 100_000)
+
+    with pytest.raises(RRGError, match="no space left.*RRG_CACHE") as caught:
+        artifact("kind", {}, make)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert [path.suffix for path in (cache / "kind").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("folder", ["{tmp}/a-file", "{tmp}/a-file/below", "/proc/nowhere"])
+def test_unwritable_cache_names_the_setting(folder, tmp_path, monkeypatch):
+    (tmp_path / "a-file").write_text("")
+    monkeypatch.setenv("RRG_CACHE", folder.format(tmp=tmp_path))
+    with pytest.raises(RRGError, match="cannot write to the cache folder.*RRG_CACHE") as caught:
+        artifact("kind", {}, Maker())
+    assert "\n" not in str(caught.value)
+
+
+def test_cache_folder_default(monkeypatch, tmp_path):
+    monkeypatch.delenv("RRG_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "rrg"
+
+
+KILLED = """
+def make(folder):
+    (folder / "half.txt").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+artifact("kind", {}, make, resume=%s)
+"""
+
+
+def test_killed_build_is_not_taken_for_whole_and_is_cleaned(cache):
+    process = run_python(KILLED % False)
+    left = process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert os.path.isdir(left), "kill -9 leaves the working folder behind"
+    artifact("kind", {"another": "entry"}, Maker())  # any later build of this kind clears it away
+    assert not os.path.exists(left)
+    make = Maker()
+    entry = artifact("kind", {}, make)
+    assert make.calls == 1
+    assert not (entry / "half.txt").exists()
+
+
+def test_killed_build_of_the_same_entry_starts_clean_or_resumes(cache):
+    for resume, expected in ((False, []), (True, ["half.txt"])):
+        process = run_python(KILLED % resume)
+        process.stdout.readline()
+        process.kill()
+        process.wait()
+        seen = []
+
+        def make(folder, seen=seen):
+            seen.extend(path.name for path in folder.iterdir())
+            (folder / "whole.txt").write_text("whole")
+
+        entry = artifact("kind", {}, make, resume=resume)
+        assert seen == expected
+        assert (entry / "whole.txt").exists()
+        for path in entry.iterdir():
+            path.unlink()  # spoil it for the second round
+
+
+def test_a_running_build_is_left_alone(cache):
+    process = run_python(KILLED % False)
+    working = process.stdout.readline().strip()
+    try:
+        artifact("kind", {"another": "entry"}, Maker())
+        assert os.path.isdir(working)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_two_processes_build_once(tmp_path):
+    log = tmp_path / "built.txt"
+    code = """
+    def make(folder):
+        with open(os.environ["BUILT"], "a") as file:
+            file.write("built\\n")
+        time.sleep(0.5)
+        (folder / "a.txt").write_text("alpha")
+    print(artifact("kind", {}, make))
+    """
+    processes = [run_python(code, BUILT=str(log)) for _ in range(3)]
+    paths = {process.communicate(timeout=30)[0].strip() for process in processes}
+    assert all(process.returncode == 0 for process in processes)
+    assert len(paths) == 1
+    assert log.read_text() == "built\n"
+
+
+def test_progress_goes_to_the_log_not_to_stdout(capfd):
+    stream = io.StringIO()
+    logger = logging.getLogger("rrg")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        artifact("kind", {"silent": True}, Maker())
+        assert capfd.readouterr() == ("", "")
+        artifacts.log_to(stream)
+        artifact("kind", {"silent": False}, Maker())
+    finally:
+        logger.handlers[:], level, logger.propagate = before
+        logger.setLevel(level)
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["building", "built"]
