@@ -1,4 +1,4 @@
-"""Content-addressed cache: anything slow is made once, kept under the hash of all that made it, and checked when opened.
+"""Content-addressed cache: what is slow is made once, kept under the hash of all that made it, and checked on opening.
 
 An entry is the folder `<cache>/<kind>/<key>` with a `manifest.json` that lists size and SHA-256 of every file. It is
 built beside its final place and renamed when it is complete, so an entry that exists under its final name is whole;

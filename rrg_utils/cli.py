@@ -1,0 +1,158 @@
+"""The `rrg` command. Heavy modules are imported by the command that needs them, so that `rrg --help` is immediate."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rrg_utils.errors import RRGError
+
+app = typer.Typer(
+    help="Radiology report generation: run the course, one figure, or prepare its parts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="The default data: real reports with rendered radiographs.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Profile = Annotated[str, typer.Option(help="Sizes to run at, from notebooks/profiles.yml.")]
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 1 (RRG_DEBUG=1 shows where it arose)."""
+    debug = os.environ.get("RRG_DEBUG", "") not in ("", "0")
+    try:
+        app()
+    except RRGError as error:
+        if debug:
+            raise
+        sys.exit(f"rrg: {error}")
+    except Exception as error:
+        if debug:
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        sys.exit(f"rrg: unexpected {type(error).__name__}: {reason} (RRG_DEBUG=1 shows where)")
+
+
+@app.command("run")
+def run_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help='"03", "narrative_bias" or the whole name.')
+    ] = None,
+    profile: Profile = "cpu",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Override one parameter.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the executed notebooks [runs/PROFILE].")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is up to date.")] = False,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Developers: also refresh the outputs committed under notebooks/.")
+    ] = False,
+) -> None:
+    """Run notebooks in order, all of them by default; go on where an interrupted run stopped."""
+    from rrg_utils import runner
+
+    made = runner.run(names or (), profile, parameter or (), output, fresh, commit)
+    typer.echo(f"Made {len(made)} notebook{'s' * (len(made) != 1)} in {runner.show(made[0].parent)}")
+
+
+@app.command("figure")
+def figure_command(
+    name: Annotated[str | None, typer.Argument(metavar="[ID]", help="For example llava_ta.fig1.")] = None,
+    profile: Profile = "cpu",
+    listing: Annotated[bool, typer.Option("--list", help="List the figures and what each costs.")] = False,
+) -> None:
+    """Re-run one figure of a paper and save it as a picture."""
+    from rrg_utils import runner
+
+    if listing:
+        for identifier, path in runner.figures().items():
+            cost = runner.minutes(path.stem)
+            typer.echo(f"{identifier:24} {path.stem:28} {f'about {cost:g} min' if cost else ''}".rstrip())
+    elif name is None:
+        raise RRGError("name a figure; rrg figure --list shows them")
+    else:
+        typer.echo(runner.show(runner.figure(name, profile)))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine has; exit code 1 if something needed is missing."""
+    from rrg_utils.artifacts import cache_dir
+    from rrg_utils.doctor import checks, table
+
+    found = checks()
+    typer.echo(table(found))
+    typer.echo(f"Cache folder: {cache_dir()}")
+    if any(check.state == "missing" for check in found):
+        raise RRGError("something needed is missing: see the lines marked `missing`")
+
+
+@app.command("pretrain")
+def pretrain_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    studies: Annotated[int | None, typer.Option(min=1, help="Rendered studies to train on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over them.")] = None,
+) -> None:
+    """Pre-train an encoder on rendered studies and write its weights and card under weights/."""
+    from rrg_utils.runner import unknown
+    from rrg_utils.vision.pretrain import PRETRAINABLE, pretrain
+
+    if name is None:
+        for known, description in PRETRAINABLE.items():
+            typer.echo(f"{known:16} {description}")
+        return
+    if name not in PRETRAINABLE:
+        raise unknown("encoder", name, list(PRETRAINABLE))
+    _show_progress()
+    options = {"studies": studies, "epochs": epochs}
+    typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
+
+
+@data.command()
+def build(
+    size: Annotated[int, typer.Option(min=16, help="Height and width of the images in pixels.")] = 128,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+) -> None:
+    """Render the studies of a split into the cache."""
+    from rrg_utils.data import load_dataset
+    from rrg_utils.runner import unknown
+
+    splits = ("train", "val", "test")
+    if split not in (*splits, "all"):
+        raise unknown("split", split, [*splits, "all"])
+    _show_progress()
+    for one in splits if split == "all" else (split,):
+        typer.echo(f"{one}: {len(load_dataset('phantom', one, size))} studies at {size} px")
+
+
+@data.command()
+def check() -> None:
+    """Check the data wheels and the counts of the cohort: 3,955 reports, 3,425 with findings, 2,955 with two images."""
+    from rrg_utils.data import cohort, load_indiana
+
+    reports = load_indiana()
+    found = cohort(reports)
+    for step, count, images in found.flow:
+        typer.echo(f"{count:6,} reports  {images:6,} images  {step}")
+    counts = [count for _, count, _ in found.flow]
+    if counts != [3955, 3425, 2955] or found.flow[-1][2] != 6091:
+        raise RRGError(
+            f"the cohort counts are {counts}, not [3955, 3425, 2955], or its images are not 6,091: "
+            "pip install --force-reinstall --no-deps torchxrayvision"
+        )
+    sizes = ", ".join(f"{name} {len(getattr(found, name)):,}" for name in ("train", "val", "test"))
+    typer.echo(f"{sizes}; split digest {found.digest}")
+
+
+def _show_progress() -> None:
+    from rrg_utils.artifacts import log_to
+
+    log_to(sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
