@@ -118,12 +118,13 @@ def build(
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
 ) -> None:
     """Render the studies of a split into the cache."""
-    from rrg_utils.data import load_dataset
     from rrg_utils.runner import unknown
 
     splits = ("train", "val", "test")
     if split not in (*splits, "all"):
         raise unknown("split", split, [*splits, "all"])
+    from rrg_utils.data import load_dataset
+
     _show_progress()
     for one in splits if split == "all" else (split,):
         typer.echo(f"{one}: {len(load_dataset('phantom', one, size))} studies at {size} px")

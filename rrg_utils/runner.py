@@ -9,6 +9,7 @@ import base64
 import difflib
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -261,9 +262,10 @@ def _execute(path: Path, result: Path, parameters: dict, label: str) -> float:
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]
             return KernelSpec(argv=command, display_name="Python 3", language="python")
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is reported here, in one line
     partial = result.with_suffix(".partial.ipynb")
     status = _Status(label, len(_read(path).cells))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

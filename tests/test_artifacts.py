@@ -137,7 +137,7 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(cache):
         with open("/dev/full", "wb") as file:  # the kernel's own "no space left on device"
             file.write(b"0" * 100_000)
 
-    with pytest.raises(RRGError, match="no space left.*RRG_CACHE") as caught:
+    with pytest.raises(RRGError, match=r"no space left.*RRG_CACHE") as caught:
         artifact("kind", {}, make)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert [path.suffix for path in (cache / "kind").iterdir()] == [".lock"]
@@ -147,7 +147,7 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(cache):
 def test_unwritable_cache_names_the_setting(folder, tmp_path, monkeypatch):
     (tmp_path / "a-file").write_text("")
     monkeypatch.setenv("RRG_CACHE", folder.format(tmp=tmp_path))
-    with pytest.raises(RRGError, match="cannot write to the cache folder.*RRG_CACHE") as caught:
+    with pytest.raises(RRGError, match=r"cannot write to the cache folder.*RRG_CACHE") as caught:
         artifact("kind", {}, Maker())
     assert "\n" not in str(caught.value)
 

