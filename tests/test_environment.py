@@ -115,7 +115,14 @@ def test_interrupted_setup_is_taken_up_again(checkout):
     assert not (checkout / ".venv" / ".ready").exists()
     done, asked = make_setup(checkout)
     assert done.returncode == 0
+    assert "-m venv --clear" in asked, "what a killed pip leaves can break the next one"
     assert "--no-deps" in asked
+
+    later = (checkout / ".venv" / ".ready").stat().st_mtime + 1
+    os.utime(checkout / "pyproject.toml", (later, later))
+    done, _ = make_setup(checkout, fails="--editable")
+    assert done.returncode != 0
+    assert not (checkout / ".venv" / ".ready").exists(), "an interrupted update is an interrupted setup too"
 
 
 def test_setup_refuses_an_old_python(checkout):
