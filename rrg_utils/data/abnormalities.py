@@ -1,0 +1,134 @@
+"""Abnormality classes: which MeSH annotation means which visible abnormality, and where it is looked for.
+
+The annotation of a report is a list of `Finding`s. A class gathers the annotations that look alike on a film, whatever
+word the indexer chose. Annotations that no class covers ("No Indexing", a shoulder, ...) are not drawn: what the text
+says of them cannot be seen in the picture.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rrg_utils.data.mesh import Finding
+from rrg_utils.errors import RRGError
+
+
+@dataclass(frozen=True)
+class Abnormality:
+    """One class. An annotation belongs to it when its name is in `names` and, if given, it has one of the words.
+
+    `needs`: at least one of these words among anatomy and qualifiers; `bars`: none of these. `observation`: the
+    CheXpert observation it counts as, if any. `region`: the regions of `rrg_utils.data.anatomy.REGIONS` it lies in.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    region: tuple[str, ...]
+    observation: str | None = None
+    needs: tuple[str, ...] = ()
+    bars: tuple[str, ...] = ()
+
+    def covers(self, finding: Finding) -> bool:
+        """Whether this class covers the annotation."""
+        words = {*finding.anatomy, *finding.qualifiers}
+        return (
+            finding.name in self.names
+            and (not self.needs or bool(words & set(self.needs)))
+            and not words & set(self.bars)
+        )
+
+
+_VERTEBRAE = ("thoracic vertebrae", "lumbar vertebrae", "cervical vertebrae", "spine")
+_OUTSIDE_CHEST = ("abdomen", "shoulder", "humerus", "breast", "clavicle", "neck", *_VERTEBRAE)
+
+# Order matters: the first class that covers an annotation takes it.
+CLASSES = (
+    Abnormality("cardiomegaly", ("Cardiomegaly", "Heart Failure"), ("heart",), "Cardiomegaly"),
+    Abnormality("cardiomegaly", ("Cardiac Shadow",), ("heart",), "Cardiomegaly", needs=("enlarged", "borderline")),
+    Abnormality(
+        "pleural effusion", ("Pleural Effusion", "Hydropneumothorax"), ("lungs", "diaphragm"), "Pleural Effusion"
+    ),
+    Abnormality("blunted costophrenic angle", ("Costophrenic Angle",), ("lungs", "diaphragm"), needs=("blunted",)),
+    Abnormality("edema", ("Pulmonary Edema", "Pulmonary Congestion"), ("lungs",), "Edema"),
+    Abnormality("consolidation", ("Consolidation", "Airspace Disease", "Infiltrate"), ("lungs",), "Consolidation"),
+    Abnormality("pneumonia", ("Pneumonia",), ("lungs",), "Pneumonia"),
+    Abnormality("atelectasis", ("Pulmonary Atelectasis", "Volume Loss"), ("lungs",), "Atelectasis"),
+    Abnormality("opacity", ("Opacity", "Density"), ("lungs",), "Lung Opacity", bars=_OUTSIDE_CHEST),
+    Abnormality("pneumothorax", ("Pneumothorax",), ("lungs",), "Pneumothorax"),
+    Abnormality("nodule", ("Nodule",), ("lungs",), "Lung Lesion", bars=_OUTSIDE_CHEST),
+    Abnormality("mass", ("Mass",), ("lungs",), "Lung Lesion", bars=_OUTSIDE_CHEST),
+    Abnormality(
+        "calcified aorta", ("Calcinosis", "Atherosclerosis"), ("mediastinum",), needs=("aorta", "aorta, thoracic")
+    ),
+    Abnormality(
+        "calcified lymph node", ("Calcinosis",), ("mediastinum",), needs=("lymph nodes", "hilum", "mediastinum")
+    ),
+    Abnormality("granuloma", ("Calcified Granuloma", "Granuloma", "Granulomatous Disease"), ("lungs",)),
+    Abnormality("granuloma", ("Calcinosis",), ("lungs",), needs=("lung",)),
+    Abnormality("emphysema", ("Emphysema", "Pulmonary Emphysema", "Bullous Emphysema"), ("lungs",)),
+    Abnormality(
+        "hyperinflation", ("Lung, Hyperlucent", "Pulmonary Disease, Chronic Obstructive"), ("lungs", "diaphragm")
+    ),
+    Abnormality("hyperinflation", ("Lung",), ("lungs", "diaphragm"), needs=("hyperdistention",)),
+    Abnormality("hyperinflation", ("Diaphragm",), ("lungs", "diaphragm"), needs=("flattened",)),
+    Abnormality("hypoinflation", ("Lung",), ("lungs", "diaphragm"), needs=("hypoinflation",)),
+    Abnormality("elevated diaphragm", ("Diaphragmatic Eventration",), ("diaphragm",)),
+    Abnormality("elevated diaphragm", ("Diaphragm",), ("diaphragm",), needs=("elevated",)),
+    Abnormality(
+        "tortuous aorta",
+        ("Aorta", "Aorta, Thoracic"),
+        ("mediastinum",),
+        "Enlarged Cardiomediastinum",
+        needs=("tortuous", "prominent", "enlarged", "dilated", "ectatic"),
+    ),
+    Abnormality("tortuous aorta", ("Aortic Aneurysm",), ("mediastinum",), "Enlarged Cardiomediastinum"),
+    Abnormality("scoliosis", ("Scoliosis",), ("vertebrae",)),
+    Abnormality("degenerative spine", ("Spondylosis", "Osteophyte"), ("vertebrae",)),
+    Abnormality("degenerative spine", ("Thoracic Vertebrae", "Spine"), ("vertebrae",), needs=("degenerative",)),
+    Abnormality("rib fracture", ("Fractures, Bone", "Deformity"), ("ribs",), "Fracture", needs=("ribs",)),
+    Abnormality("scar", ("Cicatrix",), ("lungs",)),
+    Abnormality("interstitial markings", ("Markings", "Lung Diseases, Interstitial", "Pulmonary Fibrosis"), ("lungs",)),
+    Abnormality("pleural thickening", ("Thickening",), ("lungs",), "Pleural Other", needs=("pleura",)),
+    Abnormality("hiatal hernia", ("Hernia, Hiatal",), ("mediastinum",)),
+    Abnormality("catheter", ("Catheters, Indwelling",), ("mediastinum",), "Support Devices", bars=("abdomen",)),
+    Abnormality("tube", ("Tube, Inserted",), ("mediastinum",), "Support Devices"),
+    Abnormality(
+        "surgical hardware",
+        ("Surgical Instruments", "Sutures"),
+        ("mediastinum",),
+        "Support Devices",
+        bars=_OUTSIDE_CHEST,
+    ),
+    Abnormality(
+        "valve",
+        ("Implanted Medical Device",),
+        ("heart",),
+        "Support Devices",
+        needs=("aortic valve", "mitral valve", "heart valves"),
+    ),
+    Abnormality(
+        "pacemaker", ("Implanted Medical Device", "Medical Device"), ("heart",), "Support Devices", bars=_OUTSIDE_CHEST
+    ),
+)
+
+# The names of the classes, in the order above: the columns of every label matrix.
+ABNORMALITIES: tuple[str, ...] = tuple(dict.fromkeys(entry.name for entry in CLASSES))
+OBSERVATION_OF: dict[str, str | None] = {entry.name: entry.observation for entry in CLASSES}
+REGION_OF: dict[str, tuple[str, ...]] = {entry.name: entry.region for entry in CLASSES}
+
+
+def abnormality(finding: Finding) -> str | None:
+    """The class of an annotation, or None where nothing of it is drawn."""
+    return next((entry.name for entry in CLASSES if entry.covers(finding)), None)
+
+
+def present(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """The classes that an annotation names, each once, in the order of `ABNORMALITIES`."""
+    found = {abnormality(finding) for finding in findings}
+    return tuple(name for name in ABNORMALITIES if name in found)
+
+
+def check(names: Iterable[str]) -> None:
+    """Refuse a name that is not a class."""
+    for name in names:
+        if name not in ABNORMALITIES:
+            raise RRGError(f"unknown abnormality {name!r}; known are: {', '.join(ABNORMALITIES)}")

