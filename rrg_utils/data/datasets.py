@@ -48,6 +48,7 @@ class Films:
     images: np.ndarray
     _lesions: np.ndarray
     _regions: np.ndarray
+    key: str  # names the contents: products made from these films are kept under it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,7 +89,8 @@ def render_films(
         code=[anatomy, lesions, phantom, abnormalities, mesh],
         resume=True,
     )
-    return Films(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions")))
+    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions"))
+    return Films(*arrays, key=folder.name)
 
 
 def _digest(studies: Sequence[Report]) -> str:

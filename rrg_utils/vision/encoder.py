@@ -46,7 +46,7 @@ class Swin(nn.Module):
 
     PATCH = 8
 
-    def __init__(self, size: int = 128, width: int = 96, depths: tuple[int, ...] = (2, 6), heads=(4, 8)):
+    def __init__(self, size: int = 128, width: int = 96, depths: tuple[int, ...] = (2, 4), heads=(4, 8)):
         super().__init__()
         from timm.models.swin_transformer import SwinTransformer
 

@@ -1,0 +1,103 @@
+"""The papers' claims, what we measured for each, and the verdict that follows from it.
+
+A notebook run writes its measurement to `results/<claim>/<profile>-seed<k>.json`; verdicts are computed from those
+files and typed nowhere. A claim that does not hold here is a result like any other.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import rrg_utils
+from rrg_utils.errors import RRGError
+
+RESULTS = Path(rrg_utils.__file__).resolve().parents[1] / "results"
+VERDICTS = ("reproduced", "contradicted", "inconclusive", "not tested")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A testable claim. `effect` says what number decides, `direction` the sign the paper predicts for it."""
+
+    id: str
+    paper: str
+    statement: str
+    rests_on: str
+    effect: str
+    direction: int
+    notebook: str
+
+
+CLAIMS = {
+    claim.id: claim
+    for claim in (
+        Claim(
+            id="llava_ta.narrative_bias",
+            paper="llava_ta",
+            statement="the gain of the real film over a black one shrinks as the true prefix grows",
+            rests_on="Figure 1, its shape only: no values are printed",
+            effect="slope of the gain (in nats per finding-bearing token) per true sentence given",
+            direction=-1,
+            notebook="03_narrative_bias",
+        ),
+    )
+}
+
+
+@lru_cache
+def papers() -> dict:
+    """The published numbers of `papers.yml`."""
+    import yaml
+
+    return yaml.safe_load((files("rrg_utils") / "papers.yml").read_text())
+
+
+def claim(claim_id: str) -> Claim:
+    """A claim by its id."""
+    if claim_id not in CLAIMS:
+        raise RRGError(f"unknown claim {claim_id!r}; known are: {', '.join(CLAIMS)}")
+    return CLAIMS[claim_id]
+
+
+def judge(direction: int, low: float, high: float) -> str:
+    """Verdict on an effect whose interval is [low, high] when the paper predicts the sign `direction`.
+
+    Reproduced when the whole interval lies on the predicted side of zero, contradicted when on the other side.
+    """
+    if math.isnan(low) or math.isnan(high):
+        return "not tested"
+    if low > high:
+        raise RRGError(f"an interval from {low} to {high} is upside down")
+    if low > 0 or high < 0:
+        return "reproduced" if math.copysign(1, low + high) == direction else "contradicted"
+    return "inconclusive"
+
+
+def record(claim_id: str, profile: str, seed: int, effect: float, interval: Sequence[float], **details) -> Path:
+    """Write one measurement: the deciding effect with its interval, and whatever else a reader may want."""
+    path = RESULTS / claim(claim_id).id / f"{profile}-seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    low, high = map(float, interval)
+    content = {
+        "claim": claim_id,
+        "profile": profile,
+        "seed": seed,
+        "effect": round(float(effect), 5),
+        "interval": [round(low, 5), round(high, 5)],
+        "verdict": judge(CLAIMS[claim_id].direction, low, high),
+        **details,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def measured(claim_id: str, profile: str = "cpu") -> list[dict]:
+    """What was measured for a claim at a profile, one entry per seed."""
+    folder = RESULTS / claim(claim_id).id
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{profile}-seed*.json"))]

@@ -1,0 +1,256 @@
+"""The narrative baseline: a vision-language model that writes the whole report as one text, as LLaVA-Rad does.
+
+    film -> frozen Swin -> projector (MLP) -> visual tokens -> [image: <tokens> findings:] -> language model -> report
+
+LLaVA-Rad's recipe: stage 1 trains the projector alone, stage 2 projector and LoRA. Encoder and language model here are
+small, and three things are ours: stage 1 aligns on rendered studies with captions made from their annotation; visual
+tokens are merged 2 x 2 before the projector; and stage 2 replaces a share of the words that the model reads of its own
+text by random ones (`word_dropout`), without which so small a model hardly looks at its image.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rrg_utils import training
+from rrg_utils.artifacts import artifact
+from rrg_utils.data import synthetic
+from rrg_utils.data.annotation import annotation_tokens, vocabulary
+from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
+from rrg_utils.data.reports import Report
+from rrg_utils.data.synthetic import balanced_studies, caption
+from rrg_utils.errors import RRGError
+from rrg_utils.language import LoraOptions, Prompt, generate, load_llm, prompt, prompt_loss, tiny
+from rrg_utils.language.prompt import TokenLoss
+from rrg_utils.training import FitOptions, History, fit
+from rrg_utils.vision.features import film_tokens, merge_tokens, weights_hash
+from rrg_utils.vision.pretrain import load_encoder
+
+log = logging.getLogger("rrg")
+
+
+@dataclass(frozen=True)
+class NarrativeConfig:
+    """Switches of the narrative model. All values are ours."""
+
+    size: int = 128
+    encoder: str = "swin"  # "annotation": no picture but the expert annotation, the upper bound
+    llm: str = "tiny"
+    lora_rank: int | None = 16  # None: only the projector is trained
+    align_studies: int = 4000  # rendered studies for stage 1; 0 leaves stage 1 out
+    align_epochs: int = 3
+    epochs: int = 4
+    word_dropout: float = 0.3
+    lr: float = 1e-3
+    batch_size: int = 32
+    seed: int = 0
+
+
+class Example(NamedTuple):
+    """A film, by the row of its tokens, the true text before the answer, and the answer."""
+
+    tokens: np.ndarray  # (T, d) float16, from `rrg_utils.vision.features`
+    text: str
+    prefix: str = ""
+
+
+class GeneratedReport(NamedTuple):
+    """A report and what it rests on. The narrative model has no evidence to show."""
+
+    text: str
+    evidence: dict
+
+
+class NarrativeVLM(nn.Module):
+    """Projector and language model over tokens of the frozen encoder."""
+
+    def __init__(self, config: NarrativeConfig):
+        super().__init__()
+        self.config = config
+        lora = (
+            None if config.lora_rank is None else LoraOptions(config.lora_rank, 2 * config.lora_rank, seed=config.seed)
+        )
+        self.llm = load_llm(config.llm, lora=lora)
+        self.language = self.llm.model  # registered, so that LoRA weights are trained and saved
+        oracle = config.encoder == "annotation"
+        width = len(vocabulary()) if oracle else load_encoder(config.encoder, config.size).width * 4
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.projector = nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 2 * self.llm.width),
+                nn.GELU(),
+                nn.Linear(2 * self.llm.width, self.llm.width),
+            )
+        # Projected tokens start at the size of word embeddings, so that the frozen model meets nothing outlandish.
+        scale = self.llm.model.get_input_embeddings().weight.std()
+        with torch.no_grad():
+            self.projector[-1].weight.mul_(scale / 0.3)
+
+    # --- prompt ---
+
+    def prompts(self, tokens: Tensor, prefixes: Sequence[str]) -> list[Prompt]:
+        """`image: <visual tokens> findings: <prefix>` for each study. tokens (B, T, d)."""
+        tokens = tokens.float() if self.config.encoder == "annotation" else merge_tokens(tokens.float())
+        visual = self.projector(tokens)
+        return [Prompt("image:", v, f"findings: {text}".rstrip()) for v, text in zip(visual, prefixes, strict=True)]
+
+    # --- training ---
+
+    def loss(self, batch: Sequence[Example], word_dropout: float | None = None) -> Tensor:
+        """Mean loss per token of the answers."""
+        dropout = self.config.word_dropout if word_dropout is None else word_dropout
+        prompts = self.prompts(_stack(batch), [example.prefix for example in batch])
+        return prompt_loss(self.llm, prompts, [example.text for example in batch], word_dropout=dropout).mean
+
+    def align(self, folder: Path | None = None) -> History:
+        """Stage 1: the projector alone, on rendered studies with balanced findings and captions made from them."""
+        config = self.config
+        studies = balanced_studies(indiana().train, config.align_studies, seed=1)
+        tokens = study_tokens(config, studies, lambda: render_films(studies, config.size))
+        examples = [Example(tokens[i], caption(study)) for i, study in enumerate(studies)]
+        self._train_only_projector(True)
+        try:
+            return fit(
+                self,
+                lambda model, batch: model.loss(batch, 0.0),
+                examples,
+                options=FitOptions(epochs=config.align_epochs, batch_size=config.batch_size, lr=2e-3, seed=config.seed),
+                length=lambda example: len(example.text),
+                folder=folder and folder / "align",
+                name="aligning the projector",
+            )
+        finally:
+            self._train_only_projector(False)
+
+    def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
+        """Stage 2: projector and LoRA on the real reports; the epoch with the lowest validation loss is kept."""
+        config = self.config
+        tokens, seen = (study_tokens(config, data.reports, lambda data=data: data.films) for data in (train, val))
+        held_out = [Example(seen[i], text) for i, text in enumerate(val.texts)]
+        return fit(
+            self,
+            lambda model, batch: model.loss(batch),
+            [Example(tokens[i], text) for i, text in enumerate(train.texts)],
+            options=FitOptions(
+                epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, patience=2, seed=config.seed
+            ),
+            length=lambda example: len(example.text),
+            validate=lambda model: model.mean_loss(held_out),
+            folder=folder and folder / "prepare",
+            name=f"training on reports (word dropout {config.word_dropout:g})",
+        )
+
+    def _train_only_projector(self, only: bool) -> None:
+        for name, parameter in self.language.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(not only)
+
+    # --- use ---
+
+    @torch.no_grad()
+    def token_losses(self, examples: Sequence[Example], batch: int = 64) -> list[TokenLoss]:
+        """Loss of every token of the answers, given film and prefix; one entry per example, in order."""
+        self.eval()
+        out: list[TokenLoss | None] = [None] * len(examples)
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i].prefix) + len(examples[i].text))
+        for k in range(0, len(order), batch):
+            chunk = [examples[i] for i in order[k : k + batch]]
+            prompts = self.prompts(_stack(chunk), [example.prefix for example in chunk])
+            loss = prompt_loss(self.llm, prompts, [example.text for example in chunk])
+            for row, i in enumerate(order[k : k + batch]):
+                n = int(loss.mask[row].sum())
+                out[i] = TokenLoss(loss.nll[row : row + 1, :n], loss.mask[row : row + 1, :n], [loss.offsets[row]])
+        return out
+
+    def mean_loss(self, examples: Sequence[Example]) -> float:
+        """Loss in nats per token over all answers."""
+        losses = self.token_losses(examples)
+        return float(sum(loss.nll.sum() for loss in losses) / sum(loss.mask.sum() for loss in losses))
+
+    @torch.no_grad()
+    def generate(self, batch: Sequence[Example], max_new_tokens: int = 90) -> list[GeneratedReport]:
+        """What the model writes for each film after its prefix (greedy); the examples' texts are not read."""
+        self.eval()
+        prompts = []
+        for k in range(0, len(batch), 256):
+            chunk = batch[k : k + 256]
+            prompts += self.prompts(_stack(chunk), [example.prefix for example in chunk])
+        return [GeneratedReport(text, {}) for text in generate(self.llm, prompts, max_new_tokens=max_new_tokens)]
+
+    # --- storage ---
+
+    def save(self, folder: Path) -> None:
+        """What was trained (safetensors) and the configuration (JSON)."""
+        kept = {k: v.contiguous() for k, v in self.state_dict().items() if k.startswith("projector.") or "lora_" in k}
+        save_file(kept, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> "NarrativeVLM":
+        """A saved model, in eval mode."""
+        try:
+            config = NarrativeConfig(**json.loads((folder / "config.json").read_text()))
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, ValueError, TypeError) as error:
+            raise RRGError(f"no narrative model in {folder}: {error}") from error
+        model = cls(config)
+        _, unexpected = model.load_state_dict(weights, strict=False)
+        if unexpected:
+            raise RRGError(f"the model in {folder} does not fit this version: unexpected {unexpected[0]}")
+        return model.eval()
+
+
+def study_tokens(config: NarrativeConfig, reports: Sequence[Report], films: Callable[[], Films]) -> np.ndarray:
+    """What the model is given of each study: encoder tokens of its film (N, T, d), or its annotation."""
+    if config.encoder == "annotation":
+        return annotation_tokens(reports)
+    return film_tokens(films(), config.encoder, config.size)
+
+
+def _stack(batch: Sequence[Example]) -> Tensor:
+    return torch.from_numpy(np.stack([example.tokens for example in batch]))
+
+
+def aligned(config: NarrativeConfig) -> Path:
+    """Folder of a model after stage 1 (shared by all that differ in stage 2 only), from the cache or trained now."""
+    config = replace(config, epochs=0, word_dropout=0.0, lr=0.0)
+
+    def make(folder: Path) -> None:
+        model = NarrativeVLM(config)
+        model.align(folder)
+        model.save(folder)
+
+    return artifact("narrative-aligned", _inputs(config), make, code=_CODE, resume=True)
+
+
+def trained(config: NarrativeConfig) -> NarrativeVLM:
+    """The narrative model of a configuration after both stages, from the cache or trained now."""
+
+    def make(folder: Path) -> None:
+        model = NarrativeVLM(config)
+        if config.align_studies:
+            start = NarrativeVLM.load(aligned(config))
+            model.load_state_dict(start.state_dict())
+        history = model.prepare(*(load_dataset("phantom", split, config.size) for split in ("train", "val")), folder)
+        model.save(folder)
+        (folder / "history.json").write_text(json.dumps(asdict(history)))
+
+    return NarrativeVLM.load(artifact("narrative", _inputs(config), make, code=_CODE, resume=True))
+
+
+_CODE = [sys.modules[__name__], synthetic, prompt, tiny, training]
+
+
+def _inputs(config: NarrativeConfig) -> dict:
+    weights = None if config.encoder == "annotation" else weights_hash(config.encoder, config.size)
+    return asdict(config) | {"cohort": indiana().digest, "encoder weights": weights}

@@ -1,0 +1,69 @@
+"""Tokens of frozen encoders, computed once and memory-mapped."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from rrg_utils.artifacts import artifact
+from rrg_utils.data.datasets import Films
+from rrg_utils.vision import encoder as _encoder
+from rrg_utils.vision.encoder import as_films
+from rrg_utils.vision.pretrain import WEIGHTS, load_encoder
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def encode(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Patch tokens v_S (N, T, d) float16 of films (N, H, W) uint8, or float in [0, 1]."""
+    parts = [model(as_films(images[k : k + _BATCH])).tokens.half().numpy() for k in range(0, len(images), _BATCH)]
+    return np.concatenate(parts)
+
+
+@lru_cache
+def weights_hash(name: str, size: int) -> str:
+    """A hash of the weights of a pre-trained encoder, to key what is made with it."""
+    load_encoder(name, size)  # says what to do if there are none
+    return hashlib.sha256((WEIGHTS / f"{name}-{size}.safetensors").read_bytes()).hexdigest()[:20]
+
+
+def film_tokens(films: Films, name: str = "swin", size: int = 128, progress: bool | None = None) -> np.ndarray:
+    """Patch tokens (N, T, d) float16 of rendered films from a pre-trained encoder: from the cache, memory-mapped."""
+    from tqdm.auto import tqdm
+
+    model = load_encoder(name, size)
+
+    def make(folder: Path) -> None:
+        out = np.lib.format.open_memmap(
+            folder / "tokens.npy", "w+", np.float16, (len(films), model.grid**2, model.width)
+        )
+        show = sys.stderr.isatty() if progress is None else progress
+        for k in tqdm(range(0, len(films), _BATCH), desc=f"encoding {len(films)} films", disable=not show):
+            out[k : k + _BATCH] = encode(model, films.images[k : k + _BATCH])
+        out.flush()
+
+    inputs = {"films": films.key, "weights": weights_hash(name, size)}
+    folder = artifact("tokens", inputs, make, code=[_encoder])
+    return np.load(folder / "tokens.npy", mmap_mode="r")
+
+
+def merge_tokens(tokens: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Join each `factor` x `factor` block of neighbouring tokens into one wide token (pixel shuffle, as in SmolVLM).
+
+    (B, g * g, d) -> (B, (g / factor)^2, d * factor^2): nothing is lost and the language model reads a shorter prefix.
+    """
+    batch, count, width = tokens.shape
+    side = round(count**0.5)
+    blocks = tokens.reshape(batch, side // factor, factor, side // factor, factor, width)
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(batch, (side // factor) ** 2, width * factor**2)
+
+
+def take(tokens: Sequence | np.ndarray, indices: Sequence[int]) -> torch.Tensor:
+    """Rows of a memory-mapped array as a float32 tensor."""
+    return torch.from_numpy(np.asarray(tokens[np.asarray(indices)], dtype=np.float32))

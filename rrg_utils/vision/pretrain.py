@@ -1,0 +1,187 @@
+"""Pre-training of image encoders on rendered studies with balanced findings (`rrg pretrain NAME`).
+
+2,069 training reports are too few to train an encoder from scratch, and most findings are rare in them; rendering is
+unlimited. The encoder learns to say which of the classes a film shows (one label each), in which cells of the patch
+grid each lies, and which regions and lobes the cells belong to. The dense targets let it find small lesions.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rrg_utils
+from rrg_utils.artifacts import cache_dir
+from rrg_utils.data.abnormalities import ABNORMALITIES
+from rrg_utils.data.anatomy import LOBES, REGIONS
+from rrg_utils.data.datasets import Films, indiana, label_vector, load_dataset, render_films
+from rrg_utils.data.synthetic import balanced_studies
+from rrg_utils.errors import RRGError
+from rrg_utils.training import FitOptions, fit
+from rrg_utils.vision.encoder import Swin, as_films
+
+log = logging.getLogger("rrg")
+
+ENCODERS: dict[str, type[nn.Module]] = {"swin": Swin}
+PRETRAINABLE = {"swin": "Swin Transformer (timm), two stages, for films of 128 px"}
+WEIGHTS = Path(rrg_utils.__file__).resolve().parents[1] / "weights"
+_CHUNK = 4000  # studies per cache entry, so that an interrupted rendering loses little
+
+
+class Detector(nn.Module):
+    """An encoder with the two heads of pre-training.
+
+    Film (B, 1, H, W) -> image logits (B, C) and cell logits (B, C + 12, g, g): the classes, then regions and lobes.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.cells = nn.Linear(encoder.width, len(ABNORMALITIES) + len(REGIONS) + len(LOBES))
+        self.image = nn.Linear(encoder.width, len(ABNORMALITIES))
+        self.share = nn.Parameter(torch.ones(len(ABNORMALITIES)))
+        nn.init.constant_(self.cells.bias, -3.0)
+
+    def forward(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, pooled = self.encoder(films)
+        cells = self.cells(tokens)
+        # A film shows a finding if one of its cells does, or if the whole looks like it.
+        image = self.image(pooled) + self.share * cells[..., : len(ABNORMALITIES)].amax(1)
+        side = self.encoder.grid
+        return image, cells.transpose(1, 2).unflatten(2, (side, side))
+
+
+def _loss(detector: Detector, batch: dict[str, Tensor]) -> Tensor:
+    films = batch["films"]
+    if detector.training:  # exposure varies; geometry already does from render to render
+        gain = torch.empty(len(films), 1, 1, 1, device=films.device).uniform_(0.85, 1.15)
+        films = (films - 0.5) * gain + 0.5 + 0.04 * torch.randn_like(gain) + 0.01 * torch.randn_like(films)
+    image, cells = detector(films)
+    side, classes = cells.shape[-1], len(ABNORMALITIES)
+    lesions = F.adaptive_max_pool2d(batch["lesions"], side)
+    regions = (F.adaptive_avg_pool2d(batch["regions"], side) >= 0.5).float()
+    return (
+        F.binary_cross_entropy_with_logits(image, batch["labels"])
+        + F.binary_cross_entropy_with_logits(
+            cells[:, :classes], lesions, pos_weight=torch.tensor(4.0, device=films.device)
+        )
+        + 0.2 * F.binary_cross_entropy_with_logits(cells[:, classes:], regions)
+    )
+
+
+def _collate(parts: list[Films], labels: np.ndarray):
+    def collate(indices: list[int]) -> dict[str, Tensor]:
+        where = [(parts[i // _CHUNK], i % _CHUNK) for i in indices]
+        return {
+            "films": as_films(np.stack([films.images[k] for films, k in where])),
+            "lesions": torch.from_numpy(np.stack([films.lesions(k) for films, k in where])).float(),
+            "regions": torch.from_numpy(np.stack([films.regions(k) for films, k in where])).float(),
+            "labels": torch.from_numpy(labels[indices]).float(),
+        }
+
+    return collate
+
+
+def pretrain(name: str, *, studies: int = 16000, epochs: int = 2, size: int = 128, seed: int = 0) -> Path:
+    """Train an encoder on `studies` rendered studies and write it with its card to `weights/`; returns the file.
+
+    Resumes where an interrupted call with the same arguments stopped.
+    """
+    if name not in PRETRAINABLE:
+        raise RRGError(f"unknown encoder {name!r}; can be pre-trained: {', '.join(PRETRAINABLE)}")
+    torch.manual_seed(seed)
+    detector = Detector(ENCODERS[name](size))
+    reports = balanced_studies(indiana().train, studies, seed)
+    parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
+    labels = np.stack([label_vector(report) for report in reports])
+    val = load_dataset("phantom", "val", size)
+    options = FitOptions(epochs=epochs, batch_size=32, lr=1e-3, weight_decay=0.05, checkpoint_every=100, seed=seed)
+    history = fit(
+        detector,
+        _loss,
+        range(studies),
+        collate=_collate(parts, labels),
+        options=options,
+        validate=lambda module: -float(np.nanmean(list(scores(module, val).values()))),
+        folder=cache_dir() / "pretrain" / f"{name}-{size}-{studies}-{epochs}-{seed}",
+        name=f"pre-training {name}",
+    )
+    card = {
+        "encoder": name,
+        "config": detector.encoder.config,
+        "parameters": sum(p.numel() for p in detector.encoder.parameters()),
+        "command": f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed}",
+        "seed": seed,
+        "split digest": indiana().digest,
+        "data hash": hashlib.sha256("\n".join(str(r.mesh) for r in reports).encode()).hexdigest()[:16],
+        "training loss": [round(x, 4) for x in history.train],
+        "minutes": round(history.seconds / 60, 1),
+        "validation": {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)},
+    }
+    return _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
+
+
+@torch.no_grad()
+def predict(detector: Detector, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Image logits (N, C) of films (N, H, W) uint8."""
+    detector.eval()
+    return np.concatenate([detector(as_films(images[k : k + batch]))[0].numpy() for k in range(0, len(images), batch)])
+
+
+def scores(detector: Detector, dataset) -> dict[str, float]:
+    """AUROC of every class with at least one positive and one negative study in the data set."""
+    logits = predict(detector, np.asarray(dataset.images))
+    return {
+        name: round(float(roc_auc_score(truth, logit)), 3)
+        for name, truth, logit in zip(ABNORMALITIES, dataset.labels.T, logits.T, strict=True)
+        if 0 < truth.sum() < len(truth)
+    }
+
+
+def _positives(dataset) -> dict[str, int]:
+    return {name: int(n) for name, n in zip(ABNORMALITIES, dataset.labels.sum(0), strict=True)}
+
+
+def _save(detector: Detector, path: Path, card: dict) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    weights = {key: value.half().contiguous() for key, value in detector.state_dict().items()}
+    save_file(
+        {k: v for k, v in weights.items() if "attn_mask" not in k and "relative_position_index" not in k}, temporary
+    )
+    temporary.replace(path)
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    return path
+
+
+def load_detector(name: str = "swin", size: int = 128, folder: Path = WEIGHTS) -> Detector:
+    """The pre-trained encoder with its heads, in eval mode and float32."""
+    path = Path(folder) / f"{name}-{size}.safetensors"
+    if not path.is_file():
+        raise RRGError(f"no weights {path.name} in {path.parent.name}/: make them with rrg pretrain {name}")
+    card = json.loads(path.with_suffix(".json").read_text())
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
+    detector = Detector(ENCODERS[name](**config))
+    state = {key: value.float() for key, value in load_file(path).items()}
+    missing, unexpected = detector.load_state_dict(state, strict=False)
+    if unexpected or [
+        key
+        for key in missing
+        if "attn_mask" not in key and "relative_position_index" not in key and "num_batches" not in key
+    ]:
+        raise RRGError(
+            f"weights {path.name} do not fit this version of the encoder: make them with rrg pretrain {name}"
+        )
+    return detector.eval()
+
+
+def load_encoder(name: str = "swin", size: int = 128) -> nn.Module:
+    """The pre-trained encoder alone, frozen: film (B, 1, size, size) -> `Features`."""
+    return load_detector(name, size).encoder.requires_grad_(False)
