@@ -75,7 +75,7 @@ def load_llm(
 ) -> LanguageModel:
     """A language model in eval mode, frozen; with `lora` (a rank or LoraOptions) only the adapters can be trained.
 
-    `name` is "tiny" (see `rrg_utils.language.tiny`: built on first use, about two minutes), a local folder, or a hub id
+    `name` is "tiny" (see `rrg_utils.language.tiny`: built on first use, some minutes), a local folder, or a hub id
     such as "org/model". `HF_HUB_OFFLINE=1` keeps transformers from looking for a hub id outside its cache.
     Raises RRGError when there is no such model or its tokenizer lacks what prompts need.
     """
