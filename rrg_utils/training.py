@@ -241,7 +241,7 @@ def autocast_bf16(device: torch.device) -> bool:
     """Whether bf16 autocast is worth having on this device: CUDA with bf16, or a CPU with AMX tiles.
 
     AVX512-BF16 alone does not count: on such a CPU without AMX (2 cores, torch 2.14), forward + backward under
-    autocast took 1.5 to 2.3 times as long as float32 for four-layer Llamas of width 256 and 576, and 1.1 to 1.8 times
+    autocast took 1.6 to 2.3 times as long as float32 for four-layer Llamas of width 256 and 576, and 1.1 to 2.0 times
     for linear layers.
     """
     if device.type == "cuda":

@@ -109,7 +109,7 @@ class NarrativeVLM(nn.Module):
     def loss(self, batch: Sequence[Example], word_dropout: float | None = None) -> Tensor:
         """Mean loss per token of the answers."""
         dropout = self.config.word_dropout if word_dropout is None else word_dropout
-        prompts = self.prompts(_stack(batch), [example.prefix for example in batch])
+        prompts = self.prompts(stack(batch), [example.prefix for example in batch])
         return prompt_loss(self.llm, prompts, [example.text for example in batch], word_dropout=dropout).mean
 
     def align(self, folder: Path | None = None) -> History:
@@ -165,7 +165,7 @@ class NarrativeVLM(nn.Module):
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].prefix) + len(examples[i].text))
         for k in range(0, len(order), batch):
             chunk = [examples[i] for i in order[k : k + batch]]
-            prompts = self.prompts(_stack(chunk), [example.prefix for example in chunk])
+            prompts = self.prompts(stack(chunk), [example.prefix for example in chunk])
             loss = prompt_loss(self.llm, prompts, [example.text for example in chunk])
             for row, i in enumerate(order[k : k + batch]):
                 n = int(loss.mask[row].sum())
@@ -184,7 +184,7 @@ class NarrativeVLM(nn.Module):
         prompts = []
         for k in range(0, len(batch), 256):
             chunk = batch[k : k + 256]
-            prompts += self.prompts(_stack(chunk), [example.prefix for example in chunk])
+            prompts += self.prompts(stack(chunk), [example.prefix for example in chunk])
         return [GeneratedReport(text, {}) for text in generate(self.llm, prompts, max_new_tokens=max_new_tokens)]
 
     # --- storage ---
@@ -217,8 +217,14 @@ def study_tokens(config: NarrativeConfig, reports: Sequence[Report], films: Call
     return film_tokens(films(), config.encoder, config.size)
 
 
-def _stack(batch: Sequence[Example]) -> Tensor:
+def stack(batch: Sequence[Example]) -> Tensor:
+    """Visual tokens of some examples (B, T, d)."""
     return torch.from_numpy(np.stack([example.tokens for example in batch]))
+
+
+def oracle(config: NarrativeConfig) -> NarrativeConfig:
+    """The same model with the expert annotation instead of the film: the upper bound of what a film can tell it."""
+    return replace(config, encoder="annotation")
 
 
 def aligned(config: NarrativeConfig) -> Path:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +79,10 @@ class Swin(nn.Module):
         return Features(tokens, tokens.mean(1))
 
 
-def as_films(images) -> Tensor:
+def as_films(images: np.ndarray) -> Tensor:
     """Images (N, H, W), uint8 in 0..255 or float in [0, 1], as films (N, 1, H, W) float32 in [0, 1]."""
-    films = torch.as_tensor(images)[:, None]
-    return films.float() / 255 if films.dtype == torch.uint8 else films.float()
+    images = np.asarray(images)
+    if images.ndim != 3:
+        raise RRGError(f"images of shape {images.shape}: expected (N, H, W)")
+    films = torch.from_numpy(images.astype(np.float32))[:, None]
+    return films / 255 if images.dtype == np.uint8 else films

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -152,10 +153,9 @@ def _positives(dataset) -> dict[str, int]:
 def _save(detector: Detector, path: Path, card: dict) -> Path:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    weights = {key: value.half().contiguous() for key, value in detector.state_dict().items()}
-    save_file(
-        {k: v for k, v in weights.items() if "attn_mask" not in k and "relative_position_index" not in k}, temporary
-    )
+    derived = _derived(detector)
+    state = detector.state_dict()
+    save_file({key: value.half().contiguous() for key, value in state.items() if key not in derived}, temporary)
     temporary.replace(path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return path
@@ -166,20 +166,24 @@ def load_detector(name: str = "swin", size: int = 128, folder: Path = WEIGHTS) -
     path = Path(folder) / f"{name}-{size}.safetensors"
     if not path.is_file():
         raise RRGError(f"no weights {path.name} in {path.parent.name}/: make them with rrg pretrain {name}")
-    card = json.loads(path.with_suffix(".json").read_text())
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
+    remake = f"make them with rrg pretrain {name}"
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
+        state = {key: value.float() for key, value in load_file(path).items()}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RRGError(f"weights {path.name} or their card are damaged ({error}): {remake}") from error
     detector = Detector(ENCODERS[name](**config))
-    state = {key: value.float() for key, value in load_file(path).items()}
     missing, unexpected = detector.load_state_dict(state, strict=False)
-    if unexpected or [
-        key
-        for key in missing
-        if "attn_mask" not in key and "relative_position_index" not in key and "num_batches" not in key
-    ]:
-        raise RRGError(
-            f"weights {path.name} do not fit this version of the encoder: make them with rrg pretrain {name}"
-        )
+    if unexpected or set(missing) - _derived(detector):
+        raise RRGError(f"weights {path.name} do not fit this version of the encoder: {remake}")
     return detector.eval()
+
+
+def _derived(detector: Detector) -> set[str]:
+    """Buffers that the encoder computes itself: they are not stored."""
+    names = ("attn_mask", "relative_position_index", "num_batches_tracked")
+    return {key for key in detector.state_dict() if key.endswith(names)}
 
 
 def load_encoder(name: str = "swin", size: int = 128) -> nn.Module:

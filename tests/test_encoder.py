@@ -1,0 +1,113 @@
+"""The Swin encoder, its pre-training heads and its committed weights."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rrg_utils.errors import RRGError
+from rrg_utils.vision import Detector, Swin, as_films, load_detector, load_encoder
+from rrg_utils.vision.features import encode, merge_tokens
+from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, pretrain
+
+CARDS = sorted(WEIGHTS.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 128, 128), dtype=np.uint8)
+
+
+def test_features_have_the_documented_shapes(images):
+    features = load_encoder("swin")(as_films(images))
+    assert features.tokens.shape == (5, 64, 192)
+    assert features.pooled.shape == (5, 192)
+    torch.testing.assert_close(features.pooled, features.tokens.mean(1))
+
+
+def test_tokens_are_in_row_major_order_of_the_film():
+    """A change in the film's upper left corner moves the first token most."""
+    film = np.full((2, 128, 128), 90, np.uint8)
+    film[1, :16, :16] = 255
+    tokens = load_encoder("swin")(as_films(film)).tokens
+    assert int((tokens[1] - tokens[0]).norm(dim=-1).argmax()) == 0
+    film[1] = 90
+    film[1, :16, -16:] = 255
+    tokens = load_encoder("swin")(as_films(film)).tokens
+    assert int((tokens[1] - tokens[0]).norm(dim=-1).argmax()) == 7
+
+
+def test_a_film_is_encoded_alike_alone_and_in_a_batch(images):
+    encoder = load_encoder("swin")
+    together, alone = encode(encoder, images), encode(encoder, images[2:3])
+    np.testing.assert_allclose(together[2:3].astype(float), alone.astype(float), atol=0.02)
+
+
+def test_gradients_reach_every_weight(images):
+    detector = Detector(Swin()).train()
+    image, cells = detector(as_films(images))
+    (image.sum() + cells.square().sum()).backward()
+    without = [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_merged_tokens_hold_the_same_numbers_in_2_by_2_blocks():
+    tokens = torch.arange(64.0).reshape(1, 64, 1)
+    merged = merge_tokens(tokens)
+    assert merged.shape == (1, 16, 4)
+    assert merged[0, 0].tolist() == [0, 1, 8, 9]
+    assert merged[0, 15].tolist() == [54, 55, 62, 63]
+
+
+@pytest.mark.parametrize("size", [100, 120, 130])
+def test_sizes_that_do_not_fit_are_refused(size):
+    with pytest.raises(RRGError, match=f"size={size}"):
+        Swin(size)
+
+
+def test_films_of_another_size_are_refused():
+    with pytest.raises(RRGError, match=re.escape("expected (B, 1, 128, 128)")):
+        load_encoder("swin")(torch.zeros(1, 1, 64, 64))
+    with pytest.raises(RRGError, match="shape"):
+        as_films(np.zeros((128, 128)))
+
+
+def test_missing_weights_say_how_to_make_them(tmp_path):
+    with pytest.raises(RRGError, match="rrg pretrain swin"):
+        load_detector("swin", 128, tmp_path)
+
+
+def test_damaged_weights_say_how_to_make_them(tmp_path):
+    for suffix in ("safetensors", "json"):
+        (tmp_path / f"swin-128.{suffix}").write_bytes((WEIGHTS / f"swin-128.{suffix}").read_bytes()[:1000])
+    with pytest.raises(RRGError, match="rrg pretrain swin"):
+        load_detector("swin", 128, tmp_path)
+
+
+def test_unknown_encoder_is_refused_by_name():
+    with pytest.raises(RRGError, match="vgg"):
+        pretrain("vgg")
+
+
+def test_weights_are_small_and_half_precision():
+    assert CARDS, "no weights are committed"
+    sizes = [card.with_suffix(".safetensors").stat().st_size for card in CARDS]
+    assert max(sizes) <= 8e6
+    assert sum(sizes) <= 25e6
+    for card in CARDS:
+        dtypes = {t.dtype for t in load_file(card.with_suffix(".safetensors")).values()}
+        assert dtypes <= {torch.float16, torch.int64}
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_cards_say_how_the_weights_were_made(path):
+    card = json.loads(path.read_text())
+    assert card["command"].startswith(f"rrg pretrain {card['encoder']}")
+    assert card["encoder"] in PRETRAINABLE
+    assert {"seed", "data hash", "split digest", "validation", "parameters"} <= card.keys()
+    assert card["parameters"] == sum(p.numel() for p in load_encoder(card["encoder"]).parameters())
+    scores = [v for name, v in card["validation"]["auroc"].items() if card["validation"]["positives"][name] >= 5]
+    assert np.median(scores) > 0.75
