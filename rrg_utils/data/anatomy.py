@@ -428,7 +428,7 @@ def describe(density: np.ndarray, tissue: np.ndarray, pitch: float) -> Patient:
 def deform(base: Patient, seed: int) -> Patient:
     """Another patient: habitus, inflation, heart size, spine and pose drawn at random and applied to the CT together.
 
-    Ranges are ours: within them a radiologist would call the film normal (cardiothoracic ratio below one half).
+    Ranges are ours, meant to stay within what a radiologist would call normal.
     """
     rng = np.random.default_rng([7, seed])
     spacing = base.spacing
@@ -438,7 +438,7 @@ def deform(base: Patient, seed: int) -> Patient:
     displacement = (at - middle) * (1 / np.array([1.0, width, depth]) - 1)
     lower = rng.normal(0, 6)
     displacement += move_diaphragm(at, base.marks, spacing, lower + rng.normal(0, 3), lower + rng.normal(0, 3))
-    displacement += scale_heart(at, base.marks, spacing, rng.uniform(0.88, 1.05))
+    displacement += scale_heart(at, base.marks, spacing, rng.uniform(0.78, 0.95))
     displacement += bend_spine(at, base.marks, spacing, rng.normal(0, 2), rng.uniform(0, 2 * np.pi))
     displacement += turn(at, middle, rng.normal(0, 2.5), rng.normal(0, 1), rng.normal(0, 2.5))
     displacement += roughen(at, rng, 3.5)

@@ -103,6 +103,7 @@ def _digest(studies: Sequence[Report]) -> str:
 def _render(folder: Path, studies: Sequence[Report], size: int, seed: int, conspicuity: float, progress) -> None:
     from tqdm.auto import tqdm
 
+    renderer = PhantomRenderer(size, conspicuity, anatomy.PATIENTS)
     shapes = {
         "images": ((len(studies), size, size), np.uint8),
         "lesions": ((len(studies), len(ABNORMALITIES), CELLS * CELLS // 8), np.uint8),
@@ -114,7 +115,6 @@ def _render(folder: Path, studies: Sequence[Report], size: int, seed: int, consp
         path = folder / f"{name}.npy"
         mode = "r+" if path.exists() else "w+"
         arrays[name] = np.lib.format.open_memmap(path, mode, dtype, shape)
-    renderer = PhantomRenderer(size, conspicuity)
 
     def chunk(number: int) -> None:
         for index in range(number * _CHUNK, min((number + 1) * _CHUNK, len(studies))):
@@ -148,7 +148,12 @@ def _lesion_cells(film: phantom.Phantom) -> np.ndarray:
     out = np.zeros((len(ABNORMALITIES), CELLS * CELLS), bool)
     for lesion in film.lesions:
         if lesion.box is not None:
-            out[ABNORMALITIES.index(lesion.name)] |= _cells(lesion.mask, 0.1)
+            cells = _cells(lesion.mask, 0.1)
+            if not cells.any():  # too small for any cell: the cell of its middle
+                rows, cols = np.nonzero(lesion.mask)
+                row, col = (int(at.mean() * CELLS / len(lesion.mask)) for at in (rows, cols))
+                cells[row * CELLS + col] = True
+            out[ABNORMALITIES.index(lesion.name)] |= cells
     return out
 
 

@@ -235,12 +235,12 @@ def _sphere(patient, centre, radius, density, share, rng=None) -> Blob:
 
 
 def nodule(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Round, 8-24 mm across, of soft-tissue density."""
+    """Round, 8-25 mm across, of soft-tissue density."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(2, 5) if "multiple" in words else 1):
             centre, _ = place(patient, finding, side, rng, margin=8)
-            yield _sphere(patient, centre, rng.uniform(4, 10) * severity(finding), 1040, min(1, strength), rng)
+            yield _sphere(patient, centre, rng.uniform(5, 11) * severity(finding), 1080, min(1, strength), rng)
 
 
 def mass(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -255,12 +255,12 @@ def mass(patient, finding, rng, strength) -> Iterator[Blob]:
 
 
 def granuloma(patient, finding, rng, strength) -> Iterator[Blob]:
-    """A calcified speck of 4-9 mm."""
+    """A calcified speck of 5-10 mm."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else rng.integers(1, 3)):
             centre, _ = place(patient, finding, side, rng, margin=5)
-            yield _sphere(patient, centre, rng.uniform(2.2, 4.5), 2400, strength)
+            yield _sphere(patient, centre, rng.uniform(2.5, 5.0), 2900, strength)
 
 
 def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -274,7 +274,7 @@ def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
                 -14 if side == "right" else 14
             )
         for _ in range(rng.integers(2, 6)):
-            yield _sphere(patient, hilum + rng.normal(0, (8, 6, 8)), rng.uniform(2.2, 4.5), 2300, strength)
+            yield _sphere(patient, hilum + rng.normal(0, (8, 6, 8)), rng.uniform(2.5, 5.0), 2700, strength)
 
 
 def _lungs(patient: Patient, which: tuple[str, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
@@ -297,7 +297,7 @@ def _grid(patient: Patient, window: tuple[slice, ...], centre: np.ndarray) -> li
 def edema(patient, finding, rng, strength) -> Iterator[Blob]:
     """Fluid spreading from the hila: a veil on both sides that fades outwards, heavier at the bases."""
     congestion = 0.6 if finding.name == "Pulmonary Congestion" else 1.0
-    share = 0.23 * severity(finding) * congestion * strength
+    share = 0.27 * severity(finding) * congestion * strength
     for side in SIDES:
         window, lung = _lungs(patient, (side,))
         r, c, d = _grid(patient, window, np.array(patient.marks.hilum[side]) * patient.spacing + [15, 0, 0])
@@ -318,7 +318,7 @@ def markings(patient, finding, rng, strength) -> Iterator[Blob]:
         if words & {"base", "lower lobe"}:
             fade = fade * _step((r + 30) / 50)
         strands = _step(1 - np.abs(texture(lung.shape, rng)) / 0.28)
-        yield _fill(patient, window, 0.34 * severity(finding) * strength * fade * strands * lung, 1000)
+        yield _fill(patient, window, 0.5 * severity(finding) * strength * fade * strands * lung, 1000)
 
 
 def emphysema(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -374,7 +374,9 @@ def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
         air = _step((edge - wall) / 3 + 0.5) * (edge > 3)
         line = np.exp(-(((wall - edge - 1) / 2.0) ** 2)) * (edge > 3)
         squeezed = 0.12 * _step((wall - edge) / 6)
-        change = (-air * density + line * 420 * strength + squeezed * density * (edge.max() > 20)) * lung
+        solid = min(1.0, strength)
+        lost = (squeezed * (edge.max() > 20) - air) * density * solid
+        change = (lost + line * 420 * strength) * lung
         yield Blob(tuple(s.start for s in window), change.astype(np.float32))
 
 
@@ -416,7 +418,7 @@ def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
             far = np.sqrt(r**2 + c**2 + d**2)
             density = patient.density[window].astype(np.float32)
             gap = 0 if healed else _step(1.5 - np.abs(along) / 1.8) * rib * np.minimum(1000 - density, 0)
-            knob = _step((7.5 - far) / 2.5) * (760 if healed else 420)
+            knob = _step((7.5 - far) / 2.5) * (1300 if healed else 900)
             yield Blob(tuple(s.start for s in window), ((gap + knob) * strength).astype(np.float32))
 
 
@@ -429,9 +431,9 @@ def degenerative_spine(patient, finding, rng, strength) -> Iterator[Blob]:
         for sign in rng.permutation((-1, 1))[: rng.integers(1, 3)]:
             centre = np.array([row, column, depth]) * spacing + [0, sign * rng.uniform(17, 22), 12]
             window, (r, c, d) = box(patient, centre, 12.0)
-            far = np.sqrt((r / 3.0) ** 2 + (c / 7.5) ** 2 + (d / 9.0) ** 2)
+            far = np.sqrt((r / 3.5) ** 2 + (c / 8.0) ** 2 + (d / 9.0) ** 2)
             grade = severity(finding) * strength
-            yield Blob(tuple(s.start for s in window), (_step((1.3 - far) / 0.6) * 800 * grade).astype(np.float32))
+            yield Blob(tuple(s.start for s in window), (_step((1.3 - far) / 0.6) * 1500 * grade).astype(np.float32))
 
 
 def calcified_aorta(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -499,7 +501,7 @@ def pacemaker(patient, finding, rng, strength) -> Iterator[Blob | Wire]:
     centre[2] = _front(patient, centre[0], centre[1])
     window, (r, c, d) = box(patient, centre, 26.0)
     far = ((np.abs(r) / 19) ** 3 + (np.abs(c) / 22) ** 3 + (np.abs(d) / 5) ** 3) ** (1 / 3)
-    yield Blob(tuple(s.start for s in window), (_step((1.05 - far) / 0.15) * 3800).astype(np.float32))
+    yield Blob(tuple(s.start for s in window), (_step((1.05 - far) / 0.15) * 3800 * strength).astype(np.float32))
     vein, heart = at["vein"], at["heart"]
     entry = np.array([at["neck"][0] + 32, at["neck"][1] + sign * 40, vein[2] + 10])
     tips = [heart + [28, 26 + rng.uniform(-6, 6), 12], heart + [2, -32, 4]]
@@ -519,7 +521,7 @@ def catheter(patient, finding, rng, strength) -> Iterator[Wire]:
         start[2] = _front(patient, start[0], start[1])
         bend = np.array([at["neck"][0] + rng.uniform(5, 20), at["neck"][1] + sign * rng.uniform(28, 40), vein[2] + 10])
         end = vein + [rng.uniform(25, 45), rng.uniform(-4, 4), 0]
-        yield Wire(_path(start, bend, vein + [-12, 4 * (sign + 1), 0], end), 11.0, 1.2)
+        yield Wire(_path(start, bend, vein + [-12, 4 * (sign + 1), 0], end), 16.0, 1.2)
         if rng.random() < 0.5:
             ring = start + np.stack([9 * np.sin(t := np.linspace(0, 2 * np.pi, 60)), 9 * np.cos(t), 0 * t], axis=1)
             yield Wire(ring, 14.0, 2.0)
@@ -544,7 +546,7 @@ def tube(patient, finding, rng, strength) -> Iterator[Wire]:
                 (row + 5, middle + 10, depth),
                 (row + 40, middle + 48, depth + 20),
             ),
-            7.0,
+            18.0,
             1.6,
         )
     elif "thorax" in words or finding.side in SIDES:
@@ -557,14 +559,14 @@ def tube(patient, finding, rng, strength) -> Iterator[Wire]:
                 (row + 30, middle + sign * 95, 120),
                 (row - 45, middle + sign * 60, 110),
             ),
-            8.0,
+            16.0,
             2.4,
         )
     else:
         stop = top[0] + (carina[0] - top[0]) * rng.uniform(0.45, 0.75)
         column, depth = airway[:, 1].mean(), airway[:, 2].mean()
         for shift in (-3.5, 3.5):  # the two walls of the tube
-            yield Wire(_path((0, column + shift, depth), (stop, column + shift, depth)), 11.0, 1.0)
+            yield Wire(_path((0, column + shift, depth), (stop, column + shift, depth)), 18.0, 1.0)
 
 
 def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
@@ -580,13 +582,13 @@ def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
             ring = np.stack(
                 [row + 3.5 * np.sin(t), column + 6.5 * np.cos(t), np.full_like(t, _front(patient, row, column))], axis=1
             )
-            yield Wire(ring, 18.0, 0.9)
+            yield Wire(ring, 28.0, 0.9)
     else:
         place_finding = Finding(finding.name, finding.anatomy, drawn, None, finding.qualifiers)
         centre, _ = place(patient, place_finding, drawn, rng)
         for _ in range(rng.integers(3, 7)):
             start = centre + rng.normal(0, 11, 3)
-            yield Wire(np.linspace(start, start + rng.normal(0, 3.5, 3), 8), 16.0, 1.2)
+            yield Wire(np.linspace(start, start + rng.normal(0, 3.5, 3), 8), 30.0, 1.2)
 
 
 def valve(patient, finding, rng, strength) -> Iterator[Wire]:
@@ -642,7 +644,7 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         return anatomy.scale_heart(at, marks, spacing, 1 + 0.36 * grade * wobble)
     if name == "hyperinflation":
         low = anatomy.move_diaphragm(at, marks, spacing, 20 * grade * wobble, 20 * grade * wobble)
-        return low + anatomy.scale_heart(at, marks, spacing, 0.9)
+        return low + anatomy.scale_heart(at, marks, spacing, 1 - 0.1 * min(1.0, grade))
     if name == "emphysema":
         return anatomy.move_diaphragm(at, marks, spacing, 12 * grade * wobble, 12 * grade * wobble)
     if name == "hypoinflation":
@@ -658,6 +660,9 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
     raise KeyError(name)
 
 
+# Of findings that bend the same thing only the strongest counts: "hyperinflation, COPD, flattened diaphragm" in one
+# annotation is one state of the lungs.
+BENDS_THE_SAME = {"hyperinflation": "inflation", "emphysema": "inflation", "hypoinflation": "inflation"}
 BENDS = (
     "cardiomegaly",
     "hyperinflation",

@@ -115,13 +115,14 @@ class PhantomRenderer:
         patient = self.patients[setup.patient]
         drawn = self._drawn(report, seed, without)
 
-        fields = [
-            lesions.bend(name, patient, finding, _rng("bend", key), self.conspicuity)
-            for name, finding, key in drawn
-            if name in lesions.BENDS
-        ]
-        if fields:
-            patient = patient.bent(sum(fields))
+        bends: dict[str, np.ndarray] = {}
+        for name, finding, key in drawn:
+            if name in lesions.BENDS:
+                bend = lesions.bend(name, patient, finding, _rng("bend", key), self.conspicuity)
+                what = lesions.BENDS_THE_SAME.get(name, f"{name} {finding.side}")
+                bends[what] = max(bends.get(what, bend), bend, key=lambda field: np.abs(field).max())
+        if bends:
+            patient = patient.bent(sum(bends.values()))
         changes = np.zeros((len(drawn), self.size, self.size), np.float32)
         for change, (name, finding, key) in zip(changes, drawn, strict=True):
             if name in lesions.DRAWINGS:

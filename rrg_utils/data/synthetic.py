@@ -69,7 +69,7 @@ _PHRASES = {
     "nodule": ("there is a nodule in the {place}.", "{side}{site}nodule."),
     "mass": ("there is a mass in the {place}.",),
     "calcified aorta": ("the aorta is calcified.", "atherosclerotic calcification of the aorta."),
-    "calcified lymph node": ("there are calcified {side}hilar lymph nodes.", "calcified mediastinal lymph nodes."),
+    "calcified lymph node": ("there are calcified {side}lymph nodes.", "calcified {side}lymph nodes."),
     "granuloma": ("there is a calcified granuloma in the {place}.", "{side}{site}calcified granuloma."),
     "emphysema": ("there are emphysematous changes.", "emphysema."),
     "hyperinflation": ("the lungs are {grade}hyperinflated.", "the lungs are hyperexpanded."),
@@ -84,7 +84,7 @@ _PHRASES = {
     "pleural thickening": ("there is {side}pleural thickening.",),
     "hiatal hernia": ("there is a {grade}hiatal hernia.",),
     "catheter": ("there is a {side}central venous catheter.", "{side}catheter with tip in the superior vena cava."),
-    "tube": ("there is a tube in place.", "endotracheal tube in place."),
+    "tube": ("there is a tube in place.", "tube in place."),
     "surgical hardware": ("there are surgical clips.", "sternotomy sutures are present."),
     "valve": ("there is a prosthetic heart valve.",),
     "pacemaker": ("there is a {side}pacemaker.", "cardiac pacemaker in place."),
@@ -102,7 +102,10 @@ _NORMAL = (
         ("consolidation", "pneumonia", "opacity", "atelectasis", "nodule", "mass", "edema", "granuloma", "scar",
          "interstitial markings", "emphysema"),
     ),
-    (("the mediastinum is unremarkable.", "the mediastinal contour is normal."), ("tortuous aorta", "hiatal hernia")),
+    (
+        ("the mediastinum is unremarkable.", "the mediastinal contour is normal."),
+        ("tortuous aorta", "hiatal hernia", "calcified lymph node", "calcified aorta"),
+    ),
     (("the visualized bony structures are unremarkable.",), ("rib fracture", "scoliosis", "degenerative spine")),
 )  # fmt: skip
 
