@@ -92,7 +92,6 @@ def test_films_are_what_the_renderer_renders(small, renderer, studies):
     assert drawn > 40
 
 
-@pytest.mark.xfail(strict=True, reason="a speck smaller than a tenth of every cell that it touches has no cell")
 def test_every_lesion_touches_a_cell(small, study):
     films = render_films([study("Calcified Granuloma/lung/left", id=f"{n}") for n in range(40)], SIZE, progress=False)
     assert films.lesions(slice(None)).any((1, 2, 3)).all()

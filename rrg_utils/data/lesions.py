@@ -106,7 +106,15 @@ def place(
     good = (height >= high) & (height <= low) & (patient.wall.reshape(-1)[draws] >= margin)
     if not good.any():  # a thin lobe: the deepest voxel of the draw that lies highest in the list
         good = patient.wall.reshape(-1)[draws] >= patient.wall.reshape(-1)[draws].max()
-    return at[good.argmax()] * patient.spacing, classes
+    row, column, depth = at[good.argmax()]
+    # A finding that bends the anatomy may have moved the lobe, or the lung, away from this voxel.
+    lung = RIGHT_LUNG if side == "right" else LEFT_LUNG
+    if patient.tissue[row, column, depth] not in classes:
+        classes = lung
+        rows = np.flatnonzero(np.isin(patient.tissue[:, column, depth], lung))
+        if len(rows):
+            row = rows[np.abs(rows - row).argmin()]
+    return np.array([row, column, depth]) * patient.spacing, classes
 
 
 def box(patient: Patient, centre: np.ndarray, reach: np.ndarray | float) -> tuple[tuple[slice, ...], list[np.ndarray]]:

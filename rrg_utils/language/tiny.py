@@ -48,7 +48,7 @@ class TinyOptions:
     word_dropout: float = 0.0
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
-            epochs=6, batch_size=16, lr=2e-3, weight_decay=0.1, patience=2, precision="fp32"
+            epochs=6, batch_size=32, lr=4e-3, weight_decay=0.1, patience=2, precision="fp32"
         )
     )
 
