@@ -1,6 +1,5 @@
 import logging
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ def small(monkeypatch, tmp_path, renderer):
     """An empty cache, the three patients of the shared renderer, and chunks small enough to stop between them."""
     monkeypatch.setenv("RRG_CACHE", str(tmp_path))
     monkeypatch.setattr(anatomy, "PATIENTS", 3)
-    monkeypatch.setattr(datasets, "PhantomRenderer", partial(PhantomRenderer, patients=3))
     monkeypatch.setattr(datasets, "_CHUNK", 8)
 
 

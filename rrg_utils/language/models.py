@@ -75,17 +75,15 @@ def load_llm(
 ) -> LanguageModel:
     """A language model in eval mode, frozen; with `lora` (a rank or LoraOptions) only the adapters can be trained.
 
-    `name` is "tiny" (see `rrg_utils.language.tiny`: built on first use, some minutes), a local folder, or a hub id
+    `name` is "tiny" (see `rrg_utils.language.tiny`: built on first use, some minutes), "smoke" (the same, too small to
+    know anything, for trying whether things run), a local folder, or a hub id
     such as "org/model". `HF_HUB_OFFLINE=1` keeps transformers from looking for a hub id outside its cache.
     Raises RRGError when there is no such model or its tokenizer lacks what prompts need.
     """
     name = str(name)
-    if name == "tiny":
-        from rrg_utils.language.tiny import build_tiny  # it trains with prompts, which need this module
+    from rrg_utils.language.tiny import PRESETS, build_tiny  # it trains with prompts, which need this module
 
-        source = build_tiny()
-    else:
-        source = _locate(name)
+    source = build_tiny(PRESETS[name]) if name in PRESETS else _locate(name)
     try:
         with no_bars() if isinstance(source, Path) else nullcontext():  # a download is worth a bar
             tokenizer = AutoTokenizer.from_pretrained(source)

@@ -48,9 +48,15 @@ class TinyOptions:
     word_dropout: float = 0.0
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
-            epochs=6, batch_size=32, lr=4e-3, weight_decay=0.1, patience=2, precision="fp32"
+            epochs=5, batch_size=64, lr=5e-3, weight_decay=0.1, patience=2, precision="fp32"
         )
     )
+
+
+PRESETS = {
+    "tiny": TinyOptions(),
+    "smoke": TinyOptions(vocabulary=600, width=64, layers=2, fit=FitOptions(epochs=1, batch_size=64, lr=4e-3)),
+}
 
 
 def normalise(text: str) -> str:

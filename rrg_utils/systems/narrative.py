@@ -9,15 +9,18 @@ text by random ones (`word_dropout`), without which so small a model hardly look
 """
 
 import json
-import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,8 +38,6 @@ from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.features import film_tokens, merge_tokens, weights_hash
 from rrg_utils.vision.pretrain import load_encoder
 
-log = logging.getLogger("rrg")
-
 
 @dataclass(frozen=True)
 class NarrativeConfig:
@@ -48,6 +49,7 @@ class NarrativeConfig:
     lora_rank: int | None = 16  # None: only the projector is trained
     align_studies: int = 4000  # rendered studies for stage 1; 0 leaves stage 1 out
     align_epochs: int = 3
+    train_reports: int | None = None  # None: all 2,069
     epochs: int = 4
     word_dropout: float = 0.3
     lr: float = 1e-3
@@ -115,7 +117,7 @@ class NarrativeVLM(nn.Module):
     def align(self, folder: Path | None = None) -> History:
         """Stage 1: the projector alone, on rendered studies with balanced findings and captions made from them."""
         config = self.config
-        studies = balanced_studies(indiana().train, config.align_studies, seed=1)
+        studies = alignment_studies(config)
         tokens = study_tokens(config, studies, lambda: render_films(studies, config.size))
         examples = [Example(tokens[i], caption(study)) for i, study in enumerate(studies)]
         self._train_only_projector(True)
@@ -201,7 +203,7 @@ class NarrativeVLM(nn.Module):
         try:
             config = NarrativeConfig(**json.loads((folder / "config.json").read_text()))
             weights = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise RRGError(f"no narrative model in {folder}: {error}") from error
         model = cls(config)
         _, unexpected = model.load_state_dict(weights, strict=False)
@@ -227,31 +229,75 @@ def oracle(config: NarrativeConfig) -> NarrativeConfig:
     return replace(config, encoder="annotation")
 
 
+def train_all(configs: Sequence[NarrativeConfig]) -> None:
+    """Make sure that several models are in the cache, training on all cores what is missing.
+
+    One process per core with one thread each: matrices this small gain little from a second thread.
+    """
+    for name in {config.llm for config in configs}:
+        load_llm(name)
+    for config in configs:  # what they share is made first, with all cores for each
+        for split in ("train", "val"):
+            data = load_dataset("phantom", split, config.size)
+            study_tokens(config, data.reports, lambda data=data: data.films)
+        if config.align_studies:
+            studies = alignment_studies(config)
+            study_tokens(config, studies, lambda studies=studies, size=config.size: render_films(studies, size))
+    stage_1 = list(dict.fromkeys(_before_stage_2(config) for config in configs if config.align_studies))
+    workers = 1 if torch.cuda.is_available() else min(os.cpu_count(), len(configs))
+    for build, todo in ((aligned, stage_1), (_trained_folder, list(dict.fromkeys(configs)))):
+        if workers == 1:
+            for config in todo:
+                build(config)
+        else:
+            joblib.Parallel(n_jobs=workers)(joblib.delayed(_with_one_thread)(build, config) for config in todo)
+
+
+def _with_one_thread(build: Callable[[NarrativeConfig], Path], config: NarrativeConfig) -> Path:
+    torch.set_num_threads(1)
+    return build(config)
+
+
+def alignment_studies(config: NarrativeConfig) -> list[Report]:
+    """The rendered studies of stage 1; other ones than the encoder was pre-trained on."""
+    return balanced_studies(indiana().train, config.align_studies, seed=1)
+
+
+def _before_stage_2(config: NarrativeConfig) -> NarrativeConfig:
+    return replace(config, train_reports=None, epochs=0, word_dropout=0.0, lr=0.0)
+
+
 def aligned(config: NarrativeConfig) -> Path:
     """Folder of a model after stage 1 (shared by all that differ in stage 2 only), from the cache or trained now."""
-    config = replace(config, epochs=0, word_dropout=0.0, lr=0.0)
+    config = _before_stage_2(config)
 
     def make(folder: Path) -> None:
         model = NarrativeVLM(config)
         model.align(folder)
         model.save(folder)
+        shutil.rmtree(folder / "align")
 
     return artifact("narrative-aligned", _inputs(config), make, code=_CODE, resume=True)
 
 
-def trained(config: NarrativeConfig) -> NarrativeVLM:
-    """The narrative model of a configuration after both stages, from the cache or trained now."""
-
+def _trained_folder(config: NarrativeConfig) -> Path:
     def make(folder: Path) -> None:
         model = NarrativeVLM(config)
         if config.align_studies:
             start = NarrativeVLM.load(aligned(config))
             model.load_state_dict(start.state_dict())
-        history = model.prepare(*(load_dataset("phantom", split, config.size) for split in ("train", "val")), folder)
+        train = load_dataset("phantom", "train", config.size, config.train_reports)
+        history = model.prepare(train, load_dataset("phantom", "val", config.size), folder)
         model.save(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)))
+        shutil.rmtree(folder / "prepare")
 
-    return NarrativeVLM.load(artifact("narrative", _inputs(config), make, code=_CODE, resume=True))
+    return artifact("narrative", _inputs(config), make, code=_CODE, resume=True)
+
+
+def trained(config: NarrativeConfig) -> NarrativeVLM:
+    """The narrative model of a configuration after both stages, from the cache or trained now."""
+    return NarrativeVLM.load(_trained_folder(config))
 
 
 _CODE = [sys.modules[__name__], synthetic, prompt, tiny, training]

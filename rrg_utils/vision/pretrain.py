@@ -90,7 +90,7 @@ def _collate(parts: list[Films], labels: np.ndarray):
     return collate
 
 
-def pretrain(name: str, *, studies: int = 16000, epochs: int = 2, size: int = 128, seed: int = 0) -> Path:
+def pretrain(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> Path:
     """Train an encoder on `studies` rendered studies and write it with its card to `weights/`; returns the file.
 
     Resumes where an interrupted call with the same arguments stopped.

@@ -1,0 +1,153 @@
+"""The narrative model: its prompt, what each stage trains, its losses, and that it can learn to use its image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rrg_utils.data import indiana
+from rrg_utils.data.annotation import FINDINGS, annotation_tokens, vocabulary
+from rrg_utils.errors import RRGError
+from rrg_utils.language.tiny import train_tokenizer
+from rrg_utils.systems.narrative import Example, NarrativeConfig, NarrativeVLM, stack
+from rrg_utils.training import FitOptions, fit
+
+TEXTS = [
+    "The heart is enlarged. No effusion.",
+    "There is a left pleural effusion. The heart is normal.",
+    "The lungs are clear. No pneumothorax.",
+    "A pacemaker is present. The lungs are clear.",
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A narrative model over a random language model of the tiny one's kind."""
+    folder = tmp_path_factory.mktemp("llm")
+    tokenizer = train_tokenizer(TEXTS, 400)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+        )
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return NarrativeConfig(llm=str(folder), lora_rank=4)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    return [Example(rng.standard_normal((64, 192)).astype(np.float16), text) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return NarrativeVLM(config).eval()
+
+
+def test_the_prompt_shows_sixteen_visual_tokens(model, examples):
+    (first, second) = model.prompts(stack(examples[:2]), ["", "The heart is enlarged."])
+    assert first.text == "image:[16]findings:"
+    assert second.text == "image:[16]findings: The heart is enlarged."
+
+
+def test_a_prefix_moves_no_token(model, examples):
+    """Chain rule: the tokens after a true prefix cost the same whether the prefix is prompt or target."""
+    whole = model.token_losses(examples)
+    cut = [replace_prefix(example) for example in examples]
+    rest = model.token_losses(cut)
+    for a, b in zip(whole, rest, strict=True):
+        torch.testing.assert_close(a.nll[0, -b.nll.shape[1] :], b.nll[0], atol=1e-4, rtol=1e-4)
+
+
+def replace_prefix(example):
+    first, rest = example.text.split(". ", 1)
+    return example._replace(prefix=first + ".", text=rest)
+
+
+def test_losses_do_not_depend_on_the_batch(model, examples):
+    together = model.token_losses(examples)
+    for example, loss in zip(examples, together, strict=True):
+        (alone,) = model.token_losses([example])
+        torch.testing.assert_close(alone.nll, loss.nll, atol=1e-4, rtol=1e-4)
+    total = sum(loss.nll.sum() for loss in together) / sum(loss.mask.sum() for loss in together)
+    assert model.mean_loss(examples) == pytest.approx(float(total), rel=1e-5)
+    assert float(model.loss(examples, word_dropout=0.0).detach()) == pytest.approx(float(total), rel=1e-4)
+
+
+def trained_parameters(model, examples):
+    model.zero_grad()
+    model.loss(examples, word_dropout=0.0).backward()
+    return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+
+
+def test_stage_1_trains_the_projector_and_stage_2_lora_as_well(config, examples):
+    model = NarrativeVLM(config)
+    model._train_only_projector(True)
+    assert all(name.startswith("projector.") for name in trained_parameters(model, examples))
+    model._train_only_projector(False)
+    found = trained_parameters(model, examples)
+    assert any("lora_" in name for name in found)
+    assert all(name.startswith("projector.") or "lora_" in name for name in found)
+
+
+def test_without_lora_the_language_model_stays_frozen(config, examples):
+    model = NarrativeVLM(replace(config, lora_rank=None))
+    assert all(name.startswith("projector.") for name in trained_parameters(model, examples))
+
+
+def test_it_can_learn_to_read_its_image(config, examples):
+    """Four reports, four images: after training, the own image beats another one's and black."""
+    model = NarrativeVLM(config)
+    model.language.requires_grad_(True)  # the random language model must learn the words as well
+    options = FitOptions(epochs=60, batch_size=4, lr=1e-2)
+    fit(model, lambda m, batch: m.loss(batch, 0.3), examples, options=options)
+    swapped = [e._replace(tokens=examples[i - 1].tokens) for i, e in enumerate(examples)]
+    black = [e._replace(tokens=np.zeros_like(e.tokens)) for e in examples]
+    own = model.mean_loss(examples)
+    assert own < model.mean_loss(swapped) - 0.3
+    assert own < model.mean_loss(black) - 0.1
+
+
+def test_what_is_saved_comes_back(config, examples, tmp_path):
+    model = NarrativeVLM(config)
+    fit(model, lambda m, batch: m.loss(batch), examples, options=FitOptions(epochs=2, batch_size=4))
+    model.save(tmp_path)
+    again = NarrativeVLM.load(tmp_path)
+    assert again.config == config
+    assert again.mean_loss(examples) == pytest.approx(model.mean_loss(examples), abs=1e-6)
+    assert [r.text for r in again.generate(examples, 12)] == [r.text for r in model.generate(examples, 12)]
+
+
+def test_what_is_written_does_not_depend_on_the_reference(model, examples):
+    blind = [example._replace(text="") for example in examples]
+    assert [r.text for r in model.generate(examples, 12)] == [r.text for r in model.generate(blind, 12)]
+
+
+def test_a_missing_or_damaged_model_is_named(config, tmp_path):
+    with pytest.raises(RRGError, match=r"config\.json"):
+        NarrativeVLM.load(tmp_path)
+    NarrativeVLM(config).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RRGError, match="no narrative model"):
+        NarrativeVLM.load(tmp_path)
+
+
+def test_annotation_tokens_hold_the_parts_of_each_finding():
+    report = next(r for r in indiana().train if any(f.side == "left" for f in r.mesh))
+    tokens = annotation_tokens([report])
+    assert tokens.shape == (1, FINDINGS, len(vocabulary()))
+    names = list(vocabulary())
+    for finding, row in zip(report.mesh, tokens[0], strict=False):
+        parts = {names[k] for k in row.nonzero()[0]}
+        expected = {finding.name, *finding.anatomy, finding.side, finding.severity, *finding.qualifiers} - {None}
+        assert parts == expected
+    assert not tokens[0, len(report.mesh) :].any()
