@@ -43,8 +43,8 @@ def artifact(
     """Folder made by `make(folder)`, from the cache if it is there.
 
     The key is the SHA-256 of `kind`, `inputs` (anything JSON can write: sizes, seed, digests of other inputs) and the
-    source of the modules in `code`, comments and layout aside. Processes that ask for the same entry build it once:
-    the others wait.
+    source of the modules in `code`, comments, layout and docstrings aside. Processes that ask for the same entry build
+    it once: the others wait.
 
     `make` gets an empty folder. With `resume=True` it may instead get what an interrupted call left there, and must
     continue from its own checkpoints (or overwrite them); what it leaves when it returns is the entry.
@@ -118,10 +118,18 @@ def _build(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None]
 
 
 def _key(kind: str, inputs: Mapping, code: Sequence[ModuleType]) -> str:
-    # The syntax tree leaves out comments and layout: polishing them must not cost a reader minutes of training.
-    sources = [ast.dump(ast.parse(Path(inspect.getsourcefile(module)).read_text())) for module in code]
+    sources = [_program(Path(inspect.getsourcefile(module)).read_text()) for module in code]
     text = json.dumps([kind, inputs, sources], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _program(source: str) -> str:
+    """What a source does, without comments, layout and docstrings: polishing them must not cost minutes of training."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
 
 
 def _fault(entry: Path) -> str | None:

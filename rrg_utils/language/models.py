@@ -1,6 +1,7 @@
 """Language models by name: the tiny one of the course, or any causal model that transformers can load."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def load_llm(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
             torch.manual_seed(lora.seed)
             model = get_peft_model(model, config)
     return LanguageModel(name, model.to(device).eval(), tokenizer)

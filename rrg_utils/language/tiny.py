@@ -1,8 +1,8 @@
 """The tiny language model: a small Llama that knows how the training split's reports are written, and nothing else.
 
-It is trained on first use, on every section of the training reports and on no validation or test report, stopped
-early on the validation split, cached and then frozen. It is not committed: the reports' licence allows no derived
-copies.
+It is trained on first use, on findings and impressions of the training reports and on no validation or test report,
+stopped early on the validation split, cached and then frozen. It is not committed: the reports' licence allows no
+derived copies.
 
 Text form. Reports differ in their use of capitals and the model is small, so the tokenizer writes lower case and single
 blanks: decoding gives back `normalise(text)`, not `text`. Compare references in that form.
@@ -30,7 +30,7 @@ from rrg_utils.language.models import LanguageModel, no_bars
 from rrg_utils.language.prompt import Prompt, TokenLoss, prompt_loss
 from rrg_utils.training import FitOptions, History, fit
 
-SECTIONS = ("findings", "impression", "indication", "comparison")
+SECTIONS = ("findings", "impression")  # the other two say why the film was made, not what it shows
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TinyOptions:
     word_dropout: float = 0.0
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
-            epochs=5, batch_size=64, lr=5e-3, weight_decay=0.1, patience=2, precision="fp32"
+            epochs=6, batch_size=16, lr=3e-3, weight_decay=0.1, patience=2, precision="fp32"
         )
     )
 
@@ -79,7 +79,7 @@ def build_tiny(options: TinyOptions | None = None) -> Path:
 
 
 def documents(reports: Iterable[Report], sections: tuple[str, ...] = SECTIONS) -> list[tuple[str, str]]:
-    """(section, cleaned text) of every section that is not empty."""
+    """(section, cleaned text) of every section asked for that is not empty."""
     pairs = ((section, clean(getattr(report, section))) for report in reports for section in sections)
     return [(section, text) for section, text in pairs if text]
 
@@ -113,7 +113,7 @@ def train_tiny(train: list[tuple[str, str]], val: list[tuple[str, str]], folder:
     """Train tokenizer and model on (section, text) pairs and write them to `folder`; resumes from what is there.
 
     Each document reads "<bos> findings: the heart is normal. <eos>", so that a prompt that ends in "findings:" is
-    nothing new to the frozen model. History holds losses in nats per token, of all sections in training and of `val`.
+    nothing new to the frozen model. History holds losses in nats per token, of both sections in training and of `val`.
     """
     tokenizer = train_tokenizer((f"{section}: {text}" for section, text in train), options.vocabulary)
     config = LlamaConfig(
