@@ -132,38 +132,21 @@ def test_captions_say_every_class(captions):
         assert "{" not in text
         assert "  " not in text
         assert all(sentence.endswith(".") for sentence in sentences(text))
-        assert len(sentences(text)) == max(5, len(report.mesh))
+        assert len(sentences(text)) == (len(report.mesh) or 2)
         for name in present(report.mesh):
             said = [s for s in sentences(text) if re.search(KEY[name], s) and not s.startswith(("no ", "there is no "))]
             assert said, (name, text)
 
 
-def test_captions_are_reproducible_and_vary(studies):
-    ill = next(report for report in studies if len(report.mesh) == 2)
-    assert caption(ill) == caption(ill)
-    assert len({caption(ill, seed) for seed in range(10)}) > 5
-
-
-# What may not be said of a study that has one of the classes.
-LUNG_CLASSES = ("consolidation", "pneumonia", "opacity", "atelectasis", "nodule", "mass", "edema", "granuloma", "scar")
-FALSE = {
-    **dict.fromkeys(LUNG_CLASSES, r"lungs are clear|no focal"),
-    "cardiomegaly": r"heart is normal|heart size is normal|heart size within normal",
-    "pleural effusion": r"no pleural effusion",
-    "pneumothorax": r"no pneumothorax",
-    "tortuous aorta": r"mediastin\w+ (contour )?is (normal|unremarkable)",
-    "hiatal hernia": r"mediastin\w+ (contour )?is (normal|unremarkable)",
-    "rib fracture": r"bony structures are unremarkable",
-    "scoliosis": r"bony structures are unremarkable",
-    "degenerative spine": r"bony structures are unremarkable",
-}
-
-
-def test_captions_contradict_no_finding(captions):
+def test_captions_keep_the_order_of_the_classes(captions):
     for report, text in captions:
-        for name in present(report.mesh):
-            assert not re.search(FALSE.get(name, r"\bnever\b"), text), (name, text)
-    assert all(any(re.search(pattern, text) for _, text in captions) for pattern in set(FALSE.values()))
+        names = present(report.mesh)
+        assert all(re.search(KEY[name], s) for name, s in zip(names, sentences(text), strict=False)), text
+
+
+def test_only_normal_studies_are_called_normal(captions):
+    for report, text in captions:
+        assert bool(report.mesh) != ("the lungs are clear" in text)
 
 
 def test_normal_studies_get_normal_captions(train):
@@ -213,10 +196,9 @@ def test_captions_name_the_right_side(annotations, study, name):
     sided = [finding for finding in annotations[name] if finding.side and "lingula" not in finding.anatomy]
     assert sided
     for finding in sided[:40]:
-        for seed in range(3):
-            text = caption(study(finding), seed)
-            assert re.search(rf"\b({words[finding.side]})\b", text), (finding, text)
-            assert not [s for s in ("left", "right") if s != finding.side and re.search(rf"\b{s}\b", text)]
+        text = caption(study(finding))
+        assert re.search(rf"\b({words[finding.side]})\b", text), (finding, text)
+        assert not [s for s in ("left", "right") if s != finding.side and re.search(rf"\b{s}\b", text)]
 
 
 def test_captions_name_place_and_grade(study):
