@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NOTEBOOKS := notebooks
-CELL_TIMEOUT := 900
+CELL_TIMEOUT := 1800
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false

@@ -48,7 +48,8 @@ def outline(axis: plt.Axes, box: Sequence[float], label: str = "", colour: str =
     x0, y0, x1, y1 = box
     axis.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
     if label:
-        axis.text(x0, y0 - 1.5, label, color=colour, fontsize=9, va="bottom", ha="left")
+        inside = y0 < 8  # no room above the box
+        axis.text(x0 + inside, y0 - 1.5 + 3 * inside, label, color=colour, fontsize=9, va="top" if inside else "bottom")
 
 
 def overlay(axis: plt.Axes, mask: np.ndarray, colour: str, alpha: float = 0.35) -> None:
