@@ -45,7 +45,7 @@ class TinyOptions:
     layers: int = 4
     heads: int = 4
     context: int = 512
-    word_dropout: float = 0.3  # without it the frozen model knows the training reports by heart, and no film is needed
+    word_dropout: float = 0.0
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
             epochs=6, batch_size=16, lr=3e-3, weight_decay=0.1, patience=2, precision="fp32"

@@ -53,7 +53,7 @@ class NarrativeConfig:
     train_reports: int | None = None  # None: all 2,069
     epochs: int = 3
     word_dropout: float = 0.3
-    lr: float = 1e-3
+    lr: float = 5e-4
     batch_size: int = 16
     seed: int = 0
 
