@@ -113,7 +113,7 @@ def test_tokenizer_writes_back_normalised_text():
 def test_tiny_trains_is_cached_and_the_same_again(tmp_path, monkeypatch):
     """With small sizes: from the reports to a frozen model, twice the same bits; a killed build is taken up again."""
     monkeypatch.setenv("RRG_CACHE", str(tmp_path / "cache"))
-    few = replace(SPLIT, train=SPLIT.train[:150], val=SPLIT.val[:30])
+    few = replace(SPLIT, train=SPLIT.train[:300], val=SPLIT.val[:30])
     monkeypatch.setattr(tiny_module, "cohort", lambda _: few)
 
     calls = 0

@@ -286,7 +286,7 @@ def test_loss_that_is_not_finite():
 
 
 TWO_PROCESSES = """
-import sys, torch
+import os, sys, torch
 from torch import nn
 from rrg_utils.training import FitOptions, fit
 torch.set_num_threads(1)
@@ -296,7 +296,8 @@ data = [torch.randn(4) for _ in range(37)]
 history = fit(net, lambda net, x: (net(x) - x.sum(1, keepdim=True)).square().mean(), data, collate=torch.stack,
               options=FitOptions(epochs=3, batch_size=4, lr=0.05), validate=lambda net: net.bias.abs().item(),
               folder=sys.argv[1])
-print("weights", *(f"{w:.9f}" for w in net.weight[0].tolist()), len(history.train))
+line = " ".join(f"{w:.9f}" for w in net.weight[0].tolist()) + f" {len(history.train)}"
+open(f"{sys.argv[2]}-{os.environ['RANK']}", "w").write(line)  # one file each: their prints may interleave
 """
 
 
@@ -305,7 +306,7 @@ def test_two_processes_agree(tmp_path):
     # accelerate launch wants a GPU or MPI for several processes on one machine; torchrun is what it calls there.
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
-        [*launch, tmp_path / "script.py", tmp_path / "run"],
+        [*launch, tmp_path / "script.py", tmp_path / "run", tmp_path / "weights"],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -313,8 +314,8 @@ def test_two_processes_agree(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("weights")]
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
+    first, second = ((tmp_path / f"weights-{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert first.endswith(" 3")
     state = json.loads((sorted((tmp_path / "run").iterdir())[-1] / "state.json").read_text())
     assert state["run"]["processes"] == 2
