@@ -85,8 +85,15 @@ def make_setup(checkout, fails="nothing fails"):
     python.chmod(0o755)
     if (checkout / ".venv").exists():
         shutil.copy(python, checkout / ".venv" / "bin" / "python")
+    # Under `make test` this make would be a submake: it would print its folder and take over the outer flags.
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
     done = subprocess.run(
-        ["make", "setup", f"PYTHON={python}"], cwd=checkout, capture_output=True, text=True, timeout=30
+        ["make", "setup", f"PYTHON={python}"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={name: value for name, value in os.environ.items() if name not in outer},
     )
     return done, log.read_text() if log.exists() else ""
 
