@@ -11,12 +11,24 @@ from rrg_utils.data.reports import load_indiana
 from rrg_utils.errors import RRGError
 from rrg_utils.language import LoraOptions, Prompt, generate, load_llm, normalise, prompt_loss
 from rrg_utils.language import tiny as tiny_module
-from rrg_utils.language.tiny import TinyOptions, build_tiny, documents, train_tiny, train_tokenizer
+from rrg_utils.language.tiny import (
+    TinyOptions,
+    build_tiny,
+    documents,
+    train_tiny,
+    train_tokenizer,
+    training_documents,
+)
 from rrg_utils.training import FitOptions
 
 SPLIT = cohort(load_indiana())
 SMALL = TinyOptions(
-    vocabulary=500, width=32, layers=1, heads=2, fit=FitOptions(epochs=2, batch_size=32, lr=5e-3, precision="fp32")
+    vocabulary=500,
+    width=32,
+    layers=1,
+    heads=2,
+    composed=100,
+    fit=FitOptions(epochs=2, batch_size=32, lr=5e-3, precision="fp32"),
 )
 
 
@@ -90,11 +102,24 @@ def test_rank_of_lora():
 # --- The tiny model ---
 
 
-def test_documents_hold_no_empty_text():
-    pairs = documents(SPLIT.train)
-    assert {section for section, _ in pairs} == set(tiny_module.SECTIONS)
-    assert all(text.strip() for _, text in pairs)
-    assert len([s for s, _ in pairs if s == "findings"]) == len(SPLIT.train)
+def test_documents_are_described_reports():
+    documents_ = documents(SPLIT.train)
+    assert len(documents_) == len(SPLIT.train)
+    assert all(document.text.strip() for document in documents_)
+    assert all(d.prompt.startswith("image: ") and d.prompt.endswith(" findings:") for d in documents_)
+
+
+def test_training_documents_are_real_composed_and_some_undescribed():
+    options = replace(SMALL, composed=400, undescribed=0.25)
+    found = training_documents(SPLIT.train, options)
+    assert found == training_documents(SPLIT.train, options)
+    assert [d.text for d in found[: len(SPLIT.train)]] == [d.text for d in documents(SPLIT.train)]
+    assert len(found) == len(SPLIT.train) + 400
+    assert 0.22 < sum(d.prompt == "findings:" for d in found) / len(found) < 0.28
+    of_others = {d.text for d in documents(SPLIT.val) + documents(SPLIT.test)} - {
+        d.text for d in documents(SPLIT.train)
+    }
+    assert not of_others & {d.text for d in found}
 
 
 def test_tokenizer_writes_back_normalised_text():
@@ -135,14 +160,14 @@ def test_tiny_trains_is_cached_and_the_same_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_module, "fit", tiny_fit)
     path = build_tiny(SMALL)
     assert build_tiny(SMALL) == path
-    history = train_tiny(documents(few.train), documents(few.val, ("findings",)), tmp_path / "again", SMALL)
+    history = train_tiny(training_documents(few.train, SMALL), documents(few.val), tmp_path / "again", SMALL)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert not (path / "checkpoints").exists()
 
     llm = load_llm(path)
-    texts = [text for _, text in documents(few.val, ("findings",))]
-    loss = prompt_loss(llm, [Prompt("findings:")] * len(texts), texts)
+    prompts, texts = zip(*documents(few.val), strict=True)
+    loss = prompt_loss(llm, [Prompt(prompt) for prompt in prompts], texts)
     assert loss.mean.item() == pytest.approx(min(history.validation), rel=1e-4)
     assert loss.mean.item() < 5.5  # a uniform guess would be log(500) = 6.2
     assert asdict(SMALL)["fit"]["epochs"] == 2

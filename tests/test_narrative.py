@@ -7,11 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rrg_utils.data import indiana
-from rrg_utils.data.annotation import FINDINGS, annotation_tokens, vocabulary
 from rrg_utils.errors import RRGError
 from rrg_utils.language.tiny import train_tokenizer
-from rrg_utils.systems.narrative import Example, NarrativeConfig, NarrativeVLM, stack
+from rrg_utils.systems.narrative import Example, NarrativeConfig, NarrativeVLM, oracle
 from rrg_utils.training import FitOptions, fit
 
 TEXTS = [
@@ -54,9 +52,16 @@ def model(config):
 
 
 def test_the_prompt_shows_sixteen_visual_tokens(model, examples):
-    (first, second) = model.prompts(stack(examples[:2]), ["", "The heart is enlarged."])
+    (first, second) = model.prompts([examples[0], examples[1]._replace(prefix="The heart is enlarged.")])
     assert first.text == "image:[16]findings:"
     assert second.text == "image:[16]findings: The heart is enlarged."
+
+
+def test_the_oracle_reads_words_and_has_no_projector(config):
+    model = NarrativeVLM(oracle(config))
+    (prompt,) = model.prompts([Example("the heart is enlarged.", "Cardiomegaly.", "Low volumes.")])
+    assert prompt.text == "image: the heart is enlarged. findings: Low volumes."
+    assert not any(name.startswith("projector") for name in model.state_dict())
 
 
 def test_a_prefix_moves_no_token(model, examples):
@@ -106,8 +111,8 @@ def test_it_can_learn_to_read_its_image(config, examples):
     model.language.requires_grad_(True)  # the random language model must learn the words as well
     options = FitOptions(epochs=60, batch_size=4, lr=1e-2)
     fit(model, lambda m, batch: m.loss(batch, 0.3), examples, options=options)
-    swapped = [e._replace(tokens=examples[i - 1].tokens) for i, e in enumerate(examples)]
-    black = [e._replace(tokens=np.zeros_like(e.tokens)) for e in examples]
+    swapped = [e._replace(seen=examples[i - 1].seen) for i, e in enumerate(examples)]
+    black = [e._replace(seen=np.zeros_like(e.seen)) for e in examples]
     own = model.mean_loss(examples)
     assert own < model.mean_loss(swapped) - 0.3
     assert own < model.mean_loss(black) - 0.1
@@ -135,15 +140,3 @@ def test_a_missing_or_damaged_model_is_named(config, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RRGError, match="no narrative model"):
         NarrativeVLM.load(tmp_path)
-
-
-def test_annotation_tokens_hold_the_parts_of_each_finding():
-    report = next(r for r in indiana().train if any(f.side == "left" for f in r.mesh))
-    tokens = annotation_tokens([report])
-    assert tokens.shape == (1, FINDINGS, len(vocabulary()))
-    names = list(vocabulary())
-    for finding, row in zip(report.mesh, tokens[0], strict=False):
-        parts = {names[k] for k in row.nonzero()[0]}
-        expected = {finding.name, *finding.anatomy, finding.side, finding.severity, *finding.qualifiers} - {None}
-        assert parts == expected
-    assert not tokens[0, len(report.mesh) :].any()

@@ -96,16 +96,20 @@ _SITES = ("upper lobe", "middle lobe", "lower lobe", "lingula", "base", "apex")
 def caption(report: Report) -> str:
     """A short description of a study's drawn findings, made from the annotation alone.
 
-    One sentence per class in the order of `ABNORMALITIES`: with a fixed order and wording every word depends on the
-    picture, which is what alignment (stage 1 in the manner of LLaVA) has to learn. With free order and wording a small
-    model learned the wording first and the picture hardly at all.
+    One sentence per class in the order of `ABNORMALITIES`, always in the same words: the annotation, said in English.
     """
+    drawn = first_of_each(report)
+    return " ".join(_say(name, drawn[name]) for name in ABNORMALITIES if name in drawn) or _NOTHING
+
+
+def first_of_each(report: Report) -> dict[str, Finding]:
+    """The drawn classes of a report's annotation, each with the first finding that names it."""
     drawn: dict[str, Finding] = {}
     for finding in report.mesh:
         name = abnormality(finding)
         if name:
             drawn.setdefault(name, finding)
-    return " ".join(_say(name, drawn[name]) for name in ABNORMALITIES if name in drawn) or _NOTHING
+    return drawn
 
 
 def _say(name: str, finding: Finding) -> str:

@@ -1,8 +1,17 @@
-"""The tiny language model: a small Llama that knows how the training split's reports are written, and nothing else.
+"""The tiny language model: a small Llama that reads a description and writes it out as a report of this cohort.
 
-It is trained on first use, on findings and impressions of the training reports and on no validation or test report,
-stopped early on the validation split, cached and then frozen. It is not committed: the reports' licence allows no
-derived copies.
+It learns from the training split's text only, and no validation or test report: each document is a described report,
+
+    image: there is mild atelectasis in the left lung base. findings: heart size normal. mild left basilar ...
+
+Why described? A large language model reads what stands before its answer. One of two million weights that has seen only
+reports does not: whatever a projector put before "findings:", it went on with the most common report, even when given
+the annotation itself. So it is taught to read, by text alone: the real training reports after their annotation in
+words, and as many composed ones (`rrg_utils.data.composed`) as reading takes. Some documents have no description, so
+that the model can also write without one.
+
+It is trained on first use, stopped early on the validation split, cached and then frozen. It is not committed: the
+reports' licence allows no derived copies.
 
 Text form. Reports differ in their use of capitals and the model is small, so the tokenizer writes lower case and single
 blanks: decoding gives back `normalise(text)`, not `text`. Compare references in that form.
@@ -12,10 +21,12 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -24,39 +35,46 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rrg_utils import training
 from rrg_utils.artifacts import artifact
 from rrg_utils.data.cohort import cohort
+from rrg_utils.data.composed import Composer
 from rrg_utils.data.reports import Report, clean, load_indiana
+from rrg_utils.data.synthetic import balanced_studies, caption
 from rrg_utils.language import prompt
 from rrg_utils.language.models import LanguageModel, no_bars
 from rrg_utils.language.prompt import Prompt, TokenLoss, prompt_loss
 from rrg_utils.training import FitOptions, History, fit
 
-SECTIONS = ("findings", "impression")  # the other two say why the film was made, not what it shows
-
 
 @dataclass(frozen=True)
 class TinyOptions:
-    """Sizes and schedule (our choice): 2.2 M parameters, small enough to be trained on two CPU cores at first use.
-
-    With the defaults the loss on the validation findings was 1.97 nats per token after six epochs, and still falling.
-    """
+    """Sizes and schedule (our choice): 2.2 M parameters, small enough to be trained on two CPU cores at first use."""
 
     vocabulary: int = 2000
     width: int = 192
     layers: int = 4
     heads: int = 4
     context: int = 512
-    word_dropout: float = 0.0
+    composed: int = 6000  # composed reports beside the real ones
+    undescribed: float = 0.1  # share of the documents without a description
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
-            epochs=6, batch_size=16, lr=3e-3, weight_decay=0.1, patience=2, precision="fp32"
+            epochs=3, batch_size=16, lr=3e-3, weight_decay=0.1, patience=2, precision="fp32"
         )
     )
 
 
 PRESETS = {
     "tiny": TinyOptions(),
-    "smoke": TinyOptions(vocabulary=600, width=64, layers=2, fit=FitOptions(epochs=1, batch_size=64, lr=4e-3)),
+    "smoke": TinyOptions(
+        vocabulary=600, width=64, layers=2, composed=0, fit=FitOptions(epochs=1, batch_size=64, lr=4e-3)
+    ),
 }
+
+
+class Document(NamedTuple):
+    """What the model reads before its answer, and the report."""
+
+    prompt: str
+    text: str
 
 
 def normalise(text: str) -> str:
@@ -68,7 +86,7 @@ def build_tiny(options: TinyOptions | None = None) -> Path:
     """Folder of the tiny model in transformers' format, from the cache or trained now."""
     options = options or TinyOptions()
     split = cohort(load_indiana())
-    train, val = documents(split.train), documents(split.val, ("findings",))
+    train, val = training_documents(split.train, options), documents(split.val)
 
     def make(folder: Path) -> None:
         train_tiny(train, val, folder, options)
@@ -78,10 +96,26 @@ def build_tiny(options: TinyOptions | None = None) -> Path:
     return artifact("tiny-lm", inputs, make, code=[sys.modules[__name__], prompt, training], resume=True)
 
 
-def documents(reports: Iterable[Report], sections: tuple[str, ...] = SECTIONS) -> list[tuple[str, str]]:
-    """(section, cleaned text) of every section asked for that is not empty."""
-    pairs = ((section, clean(getattr(report, section))) for report in reports for section in sections)
-    return [(section, text) for section, text in pairs if text]
+def describe(report: Report) -> str:
+    """What stands before a report in place of its film: its annotation in words."""
+    return f"image: {caption(report)} findings:"
+
+
+def documents(reports: Iterable[Report]) -> list[Document]:
+    """The findings of real reports after their description."""
+    return [Document(describe(report), clean(report.findings)) for report in reports]
+
+
+def training_documents(train: Sequence[Report], options: TinyOptions) -> list[Document]:
+    """Real and composed reports, most of them described."""
+    rng = np.random.default_rng(options.fit.seed)
+    composer = Composer(train)
+    out = documents(train)
+    for study in balanced_studies(train, options.composed, seed=2):
+        out.append(Document(describe(study), composer.compose(study, rng)))
+    return [
+        document._replace(prompt="findings:") if rng.random() < options.undescribed else document for document in out
+    ]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -109,13 +143,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def train_tiny(train: list[tuple[str, str]], val: list[tuple[str, str]], folder: Path, options: TinyOptions) -> History:
-    """Train tokenizer and model on (section, text) pairs and write them to `folder`; resumes from what is there.
+def train_tiny(train: list[Document], val: list[Document], folder: Path, options: TinyOptions) -> History:
+    """Train tokenizer and model on documents and write them to `folder`; resumes from what is there.
 
-    Each document reads "<bos> findings: the heart is normal. <eos>", so that a prompt that ends in "findings:" is
-    nothing new to the frozen model. History holds losses in nats per token, of both sections in training and of `val`.
+    Only the reports count in the loss: a description is given, and what it says of a synthetic study cannot be guessed.
+    History holds losses in nats per report token.
     """
-    tokenizer = train_tokenizer((f"{section}: {text}" for section, text in train), options.vocabulary)
+    tokenizer = train_tokenizer((f"{document.prompt} {document.text}" for document in train), options.vocabulary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.width,
@@ -133,9 +167,8 @@ def train_tiny(train: list[tuple[str, str]], val: list[tuple[str, str]], folder:
         model = LlamaForCausalLM(config)
     llm = LanguageModel("tiny", model, tokenizer)
 
-    def token_loss(batch: list[tuple[str, str]], word_dropout: float = 0.0) -> TokenLoss:
-        prompts = [Prompt(f"{section}:") for section, _ in batch]
-        return prompt_loss(llm, prompts, [text for _, text in batch], word_dropout=word_dropout)
+    def token_loss(batch: list[Document]) -> TokenLoss:
+        return prompt_loss(llm, [Prompt(document.prompt) for document in batch], [document.text for document in batch])
 
     def validate(_: LlamaForCausalLM) -> float:
         losses = [token_loss(val[i : i + 64]) for i in range(0, len(val), 64)]
@@ -144,10 +177,10 @@ def train_tiny(train: list[tuple[str, str]], val: list[tuple[str, str]], folder:
     checkpoints = folder / "checkpoints"
     history = fit(
         model,
-        lambda _, batch: token_loss(batch, options.word_dropout).mean,
+        lambda _, batch: token_loss(batch).mean,
         train,
         options=options.fit,
-        length=lambda document: len(document[1]),
+        length=lambda document: len(document.prompt) + len(document.text),
         validate=validate,
         folder=checkpoints,
         name="tiny language model",

@@ -2,11 +2,10 @@
 
     film -> frozen Swin -> projector (MLP) -> visual tokens -> [image: <tokens> findings:] -> language model -> report
 
-LLaVA-Rad's recipe: stage 1 trains the projector alone, stage 2 projector and LoRA. Encoder and language model here are
-small, and four things are ours. Stage 1 uses rendered studies with short captions made from their annotation, and it
-trains LoRA as well: a frozen model of two million weights, which never saw a visual token, does not learn to read one.
-Tokens are taken relative to the mean film and merged 2 x 2 before the projector. Stage 2 replaces a share of the words
-that the model reads of its own text by random ones (`word_dropout`), so that the film is worth reading.
+LLaVA-Rad's recipe: stage 1 trains the projector alone, stage 2 projector and LoRA. What is ours: stage 1 uses rendered
+studies with balanced findings and composed reports (`rrg_utils.data.composed`), as many as wanted; tokens are taken
+relative to the mean film and merged 2 x 2 before the projector; and stage 2 can replace a share of the words that the
+model reads of its own text by random ones (`word_dropout`).
 """
 
 import json
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 
 from rrg_utils import training
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import synthetic
-from rrg_utils.data.annotation import annotation_tokens, vocabulary
+from rrg_utils.data import composed, synthetic
+from rrg_utils.data.composed import Composer
 from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
 from rrg_utils.data.reports import Report
 from rrg_utils.data.synthetic import balanced_studies, caption
@@ -45,23 +44,23 @@ class NarrativeConfig:
     """Switches of the narrative model. All values are ours."""
 
     size: int = 128
-    encoder: str = "swin"  # "annotation": no picture but the expert annotation, the upper bound
+    encoder: str = "swin"  # "annotation": no picture but the expert annotation in words, the upper bound
     llm: str = "tiny"
     lora_rank: int | None = 16  # None: only the projector is trained
     align_studies: int = 4000  # rendered studies for stage 1; 0 leaves stage 1 out
-    align_epochs: int = 4
+    align_epochs: int = 2  # each with other composed reports for the same films
     train_reports: int | None = None  # None: all 2,069
     epochs: int = 3
-    word_dropout: float = 0.3
+    word_dropout: float = 0.0
     lr: float = 5e-4
     batch_size: int = 16
     seed: int = 0
 
 
 class Example(NamedTuple):
-    """A film, by the row of its tokens, the true text before the answer, and the answer."""
+    """What is seen of a study, the answer, and the true text before it."""
 
-    tokens: np.ndarray  # (T, d) float16, from `rrg_utils.vision.features`
+    seen: np.ndarray | str  # tokens of a film (T, d) float16, or an annotation in words: see `seen`
     text: str
     prefix: str = ""
 
@@ -84,8 +83,10 @@ class NarrativeVLM(nn.Module):
         )
         self.llm = load_llm(config.llm, lora=lora)
         self.language = self.llm.model  # registered, so that LoRA weights are trained and saved
-        oracle = config.encoder == "annotation"
-        width = len(vocabulary()) if oracle else load_encoder(config.encoder, config.size).width * 4
+        if config.encoder == "annotation":
+            return
+        encoder = load_encoder(config.encoder, config.size)
+        width = 4 * encoder.width  # four neighbouring tokens become one
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.projector = nn.Sequential(
@@ -100,53 +101,70 @@ class NarrativeVLM(nn.Module):
             self.projector[-1].weight.mul_(scale / 0.1)
             self.projector[-1].bias.zero_()
         # Films differ less from patient to patient than from place to place: tokens are read relative to the mean film.
-        grid = 1 if oracle else load_encoder(config.encoder, config.size).grid ** 2
-        self.register_buffer("mean", torch.zeros(grid, 1 if oracle else width // 4))
-        self.register_buffer("spread", torch.ones(1 if oracle else width // 4))
+        self.register_buffer("mean", torch.zeros(encoder.grid**2, encoder.width))
+        self.register_buffer("spread", torch.ones(encoder.width))
 
     # --- prompt ---
 
-    def prompts(self, tokens: Tensor, prefixes: Sequence[str]) -> list[Prompt]:
-        """`image: <visual tokens> findings: <prefix>` for each study. tokens (B, T, d)."""
-        tokens = (tokens.float() - self.mean) / self.spread
-        visual = self.projector(tokens if self.config.encoder == "annotation" else merge_tokens(tokens))
-        return [Prompt("image:", v, f"findings: {text}".rstrip()) for v, text in zip(visual, prefixes, strict=True)]
+    def prompts(self, batch: Sequence[Example]) -> list[Prompt]:
+        """`image: <16 visual tokens, or words> findings: <prefix>` for each study."""
+        if self.config.encoder == "annotation":
+            visual = [f" {example.seen} " for example in batch]
+        else:
+            tokens = torch.from_numpy(np.stack([example.seen for example in batch])).float()
+            visual = self.projector(merge_tokens((tokens - self.mean) / self.spread))
+        return [
+            Prompt("image:", v, f"findings: {example.prefix}".rstrip())
+            for v, example in zip(visual, batch, strict=True)
+        ]
 
     # --- training ---
 
     def loss(self, batch: Sequence[Example], word_dropout: float | None = None) -> Tensor:
         """Mean loss per token of the answers."""
         dropout = self.config.word_dropout if word_dropout is None else word_dropout
-        prompts = self.prompts(stack(batch), [example.prefix for example in batch])
-        return prompt_loss(self.llm, prompts, [example.text for example in batch], word_dropout=dropout).mean
+        return prompt_loss(
+            self.llm, self.prompts(batch), [example.text for example in batch], word_dropout=dropout
+        ).mean
 
     def align(self, folder: Path | None = None) -> History:
-        """Stage 1: on rendered studies with balanced findings and captions made from their annotation."""
+        """Stage 1: the projector alone, on rendered studies with balanced findings and composed reports."""
         config = self.config
         studies = alignment_studies(config)
-        tokens = study_tokens(config, studies, lambda: render_films(studies, config.size))
+        tokens = seen(config, studies, lambda: render_films(studies, config.size))
         self._refer_to(tokens)
-        return fit(
+        composer, rng = Composer(indiana().train), np.random.default_rng([7, config.seed])
+        examples = [
+            Example(tokens[i], composer.compose(study, rng))
+            for _ in range(config.align_epochs)
+            for i, study in enumerate(studies)
+        ]
+        adapters = [weight for weight in self.language.parameters() if weight.requires_grad]
+        self.language.requires_grad_(False)
+        history = fit(
             self,
             lambda model, batch: model.loss(batch, 0.0),
-            [Example(tokens[i], caption(study)) for i, study in enumerate(studies)],
-            options=FitOptions(epochs=config.align_epochs, batch_size=config.batch_size, lr=3e-3, seed=config.seed),
+            examples,
+            options=FitOptions(epochs=1, batch_size=config.batch_size, lr=3e-3, seed=config.seed),
             length=lambda example: len(example.text),
             folder=folder and folder / "align",
             name="aligning the projector",
         )
+        for weight in adapters:
+            weight.requires_grad_(True)
+        return history
 
     def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
         """Stage 2: projector and LoRA on the real reports; the epoch with the lowest validation loss is kept."""
         config = self.config
-        tokens, seen = (study_tokens(config, data.reports, lambda data=data: data.films) for data in (train, val))
-        if not self.config.align_studies:
-            self._refer_to(tokens)
-        held_out = [Example(seen[i], text) for i, text in enumerate(val.texts)]
+        of_train, of_val = (seen(config, data.reports, lambda data=data: data.films) for data in (train, val))
+        if not config.align_studies:
+            self._refer_to(of_train)
+        held_out = [Example(of_val[i], text) for i, text in enumerate(val.texts)]
         return fit(
             self,
             lambda model, batch: model.loss(batch),
-            [Example(tokens[i], text) for i, text in enumerate(train.texts)],
+            [Example(of_train[i], text) for i, text in enumerate(train.texts)],
             options=FitOptions(
                 epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, patience=2, seed=config.seed
             ),
@@ -173,8 +191,7 @@ class NarrativeVLM(nn.Module):
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].prefix) + len(examples[i].text))
         for k in range(0, len(order), batch):
             chunk = [examples[i] for i in order[k : k + batch]]
-            prompts = self.prompts(stack(chunk), [example.prefix for example in chunk])
-            loss = prompt_loss(self.llm, prompts, [example.text for example in chunk])
+            loss = prompt_loss(self.llm, self.prompts(chunk), [example.text for example in chunk])
             for row, i in enumerate(order[k : k + batch]):
                 n = int(loss.mask[row].sum())
                 out[i] = TokenLoss(loss.nll[row : row + 1, :n], loss.mask[row : row + 1, :n], [loss.offsets[row]])
@@ -189,10 +206,7 @@ class NarrativeVLM(nn.Module):
     def generate(self, batch: Sequence[Example], max_new_tokens: int = 90) -> list[GeneratedReport]:
         """What the model writes for each film after its prefix (greedy); the examples' texts are not read."""
         self.eval()
-        prompts = []
-        for k in range(0, len(batch), 256):
-            chunk = batch[k : k + 256]
-            prompts += self.prompts(stack(chunk), [example.prefix for example in chunk])
+        prompts = [prompt for k in range(0, len(batch), 256) for prompt in self.prompts(batch[k : k + 256])]
         return [GeneratedReport(text, {}) for text in generate(self.llm, prompts, max_new_tokens=max_new_tokens)]
 
     # --- storage ---
@@ -219,21 +233,16 @@ class NarrativeVLM(nn.Module):
         return model.eval()
 
 
-def study_tokens(config: NarrativeConfig, reports: Sequence[Report], films: Callable[[], Films]) -> np.ndarray:
-    """What the model is given of each study: encoder tokens of its film (N, T, d), or its annotation."""
+def seen(config: NarrativeConfig, reports: Sequence[Report], films: Callable[[], Films]) -> np.ndarray | list[str]:
+    """What the model is given of each study: encoder tokens of its film (N, T, d), or its annotation in words."""
     if config.encoder == "annotation":
-        return annotation_tokens(reports)
+        return [caption(report) for report in reports]
     return film_tokens(films(), config.encoder, config.size)
-
-
-def stack(batch: Sequence[Example]) -> Tensor:
-    """Visual tokens of some examples (B, T, d)."""
-    return torch.from_numpy(np.stack([example.tokens for example in batch]))
 
 
 def oracle(config: NarrativeConfig) -> NarrativeConfig:
     """The same model with the expert annotation instead of the film: the upper bound of what a film can tell it."""
-    return replace(config, encoder="annotation")
+    return replace(config, encoder="annotation", align_studies=0)
 
 
 def train_all(configs: Sequence[NarrativeConfig]) -> None:
@@ -246,10 +255,10 @@ def train_all(configs: Sequence[NarrativeConfig]) -> None:
     for config in configs:  # what they share is made first, with all cores for each
         for split in ("train", "val"):
             data = load_dataset("phantom", split, config.size)
-            study_tokens(config, data.reports, lambda data=data: data.films)
+            seen(config, data.reports, lambda data=data: data.films)
         if config.align_studies:
             studies = alignment_studies(config)
-            study_tokens(config, studies, lambda studies=studies, size=config.size: render_films(studies, size))
+            seen(config, studies, lambda studies=studies, size=config.size: render_films(studies, size))
     stage_1 = list(dict.fromkeys(_before_stage_2(config) for config in configs if config.align_studies))
     workers = 1 if torch.cuda.is_available() else min(os.cpu_count(), len(configs))
     for build, todo in ((aligned, stage_1), (_trained_folder, list(dict.fromkeys(configs)))):
@@ -307,7 +316,7 @@ def trained(config: NarrativeConfig) -> NarrativeVLM:
     return NarrativeVLM.load(_trained_folder(config))
 
 
-_CODE = [sys.modules[__name__], synthetic, prompt, tiny, training]
+_CODE = [sys.modules[__name__], composed, synthetic, prompt, tiny, training]
 
 
 def _inputs(config: NarrativeConfig) -> dict:
