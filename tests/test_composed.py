@@ -51,6 +51,14 @@ def test_the_same_numbers_give_the_same_text(composer):
     assert len({composer.compose(one, np.random.default_rng(seed)) for seed in range(20)}) > 10
 
 
+def test_short_reports_hold_sentences_about_findings_only(composer):
+    rng = np.random.default_rng(2)
+    studies = [study("Cardiomegaly/mild", "Pleural Effusion/left/small"), study("normal")]
+    sentences_ = [len(sentences(composer.compose(one, rng, whole=False))) for one in studies]
+    assert sentences_[0] == 2
+    assert sentences_[1] > 2, "a normal report has nothing else to say"
+
+
 def test_a_study_without_findings_gets_a_normal_report(composed):
     normal = [text for report, text in composed if not report.mesh]
     assert len(normal) > 100

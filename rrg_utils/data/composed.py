@@ -113,10 +113,13 @@ class Composer:
         for known in self.bank.values():
             known += [sentence.mirrored() for sentence in known if sentence.finding.side in _OTHER_SIDE]
 
-    def compose(self, report: Report, rng: np.random.Generator) -> str:
-        """A report text for the drawn findings of `report`, whose own text is not read; another one at each call."""
-        text = list(self.normal[rng.integers(len(self.normal))])
+    def compose(self, report: Report, rng: np.random.Generator, whole: bool = True) -> str:
+        """A report text for the drawn findings of `report`, whose own text is not read; another one at each call.
+
+        Without `whole` it holds only the sentences about findings, where there are any.
+        """
         drawn = first_of_each(report)
+        text = list(self.normal[rng.integers(len(self.normal))]) if whole or not drawn else []
         for name in rng.permutation(list(drawn)):
             new = (self._sentence(name, drawn[name], rng), set())  # mentions nothing: a later finding leaves it in
             room = [i for i, (_, found) in enumerate(text) if found & _CONTRADICTED[name]]

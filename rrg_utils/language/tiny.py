@@ -53,7 +53,8 @@ class TinyOptions:
     layers: int = 4
     heads: int = 4
     context: int = 512
-    composed: int = 6000  # composed reports beside the real ones
+    composed: int = 10000  # composed reports beside the real ones
+    whole: float = 0.75  # share of them that are whole reports; the others hold nothing but what the description says
     undescribed: float = 0.1  # share of the documents without a description
     fit: FitOptions = field(
         default_factory=lambda: FitOptions(
@@ -112,7 +113,8 @@ def training_documents(train: Sequence[Report], options: TinyOptions) -> list[Do
     composer = Composer(train)
     out = documents(train)
     for study in balanced_studies(train, options.composed, seed=2):
-        out.append(Document(describe(study), composer.compose(study, rng)))
+        whole = bool(rng.random() < options.whole)
+        out.append(Document(describe(study), composer.compose(study, rng, whole)))
     return [
         document._replace(prompt="findings:") if rng.random() < options.undescribed else document for document in out
     ]

@@ -50,7 +50,7 @@ class NarrativeConfig:
     align_studies: int = 4000  # rendered studies for stage 1; 0 leaves stage 1 out
     align_epochs: int = 2  # each with other composed reports for the same films
     train_reports: int | None = None  # None: all 2,069
-    epochs: int = 3
+    epochs: int = 2
     word_dropout: float = 0.0
     lr: float = 5e-4
     batch_size: int = 16
