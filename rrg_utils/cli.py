@@ -131,8 +131,36 @@ def build(
 
 
 @data.command()
-def check() -> None:
-    """Check the data wheels and the counts of the cohort: 3,955 reports, 3,425 with findings, 2,955 with two images."""
+def check(
+    source: Annotated[str, typer.Option(help="phantom, iu_xray or mimic_cxr.")] = "phantom",
+    root: Annotated[Path | None, typer.Option(help="The folder of real images.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
+) -> None:
+    """Count and verify the data of a source. Names every file that is missing or unreadable; exit code 1 if one is."""
+    from rrg_utils.runner import unknown
+
+    sources = ["phantom", "iu_xray", "mimic_cxr"]
+    if source not in sources:
+        raise unknown("data source", source, sources)
+    if source == "phantom":
+        if root is not None:
+            raise RRGError("the phantom source reads its data from the installed wheels: leave --root out")
+        return _check_reports()
+    from rrg_utils.data import radiographs
+
+    found = radiographs.check(source, root, decode=not quick)
+    for problem in found.problems:
+        typer.echo(problem)
+    for what, count in found.counts.items():
+        typer.echo(f"{count:9,} {what}")
+    if found.problems:
+        count = len(found.problems)
+        credentialed = "; the list names credentialed data, do not share it" if source == "mimic_cxr" else ""
+        raise RRGError(f"{count:,} problem{'s' * (count != 1)}, listed above{credentialed}")
+
+
+def _check_reports() -> None:
+    """The data wheels and the counts of the cohort: 3,955 reports, 3,425 with findings, 2,955 with two images."""
     from rrg_utils.data import cohort, load_indiana
 
     reports = load_indiana()
