@@ -26,7 +26,7 @@ def test_help_needs_no_heavy_module():
 def test_help_lists_the_commands(root):
     done = rrg(root, "--help")
     assert done.returncode == 0
-    for command in ("run", "figure", "doctor", "pretrain", "data"):
+    for command in ("run", "figure", "doctor", "pretrain", "extract", "data"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
@@ -41,6 +41,10 @@ def test_help_lists_the_commands(root):
         (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
         (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),
         (["data", "check", "--root", "."], "rrg: the phantom source reads its data from the installed wheels"),
+        (
+            ["extract", "--source", "phantom", "--root", ".", "--output", "x"],
+            "rrg: unknown source of real images 'phan",
+        ),
         (["data", "build", "--split", "trian"], "rrg: unknown split 'trian' (did you mean train?); known: train,"),
     ],
 )

@@ -55,6 +55,11 @@ def inventory(root: str | Path | None) -> Inventory:
     return _r2gen_inventory(root) if (root / "annotation.json").exists() else _openi_inventory(root)
 
 
+def image_files(root: str | Path | None) -> dict[str, Path]:
+    """The file of every image found, by its id, or by its name in the annotation of R2Gen."""
+    return inventory(root).images
+
+
 # --- Open-i -----------------------------------------------------------------------------------------------------------
 
 

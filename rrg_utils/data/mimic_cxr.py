@@ -100,10 +100,9 @@ def inventory(root: str | Path | None) -> Inventory:
         "frontal images": int(images["ViewPosition"].isin(FRONTAL).sum()),
         "studies without CheXpert labels": int((~studies["study_id"].isin(labelled)).sum()),
     }
-    for row in images.itertuples():
-        path = image_path(root, row.subject_id, row.study_id, row.dicom_id)
+    for dicom, path in _paths(root, images).items():
         if path.is_file():
-            found.images[row.dicom_id] = path
+            found.images[dicom] = path
         else:
             found.problems.append(f"{path}: missing")
 
@@ -124,6 +123,12 @@ def inventory(root: str | Path | None) -> Inventory:
     return found
 
 
+def image_files(root: str | Path | None) -> dict[str, Path]:
+    """The file of every image of the split table by dicom id, whether it is there or not."""
+    root = folder(root, "mimic_cxr", HOW)
+    return _paths(root, _images(root))
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +138,10 @@ def image_path(root: Path, subject: str, study: str, dicom: str) -> Path:
 
 def _report_name(root: Path, subject: str, study: str) -> Path:
     return root / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
+
+
+def _paths(root: Path, images: pd.DataFrame) -> dict[str, Path]:
+    return {row.dicom_id: image_path(root, row.subject_id, row.study_id, row.dicom_id) for row in images.itertuples()}
 
 
 def report_path(root: Path, subject: str, study: str) -> Path | None:

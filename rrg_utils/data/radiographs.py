@@ -144,11 +144,20 @@ def walk(root: Path, problems: list[str]) -> list[Path]:
     return sorted(found)
 
 
+def image_files(source: str, root: str | Path | None) -> dict[str, Path]:
+    """The file of every image of a source by id, of all splits and views, in a fixed order."""
+    return _module(source).image_files(root)
+
+
+def _module(source: str):
+    from rrg_utils.data import iu_xray, mimic_cxr  # they use what is defined here
+
+    return {"iu_xray": iu_xray, "mimic_cxr": mimic_cxr}[source]
+
+
 def check(source: str, root: str | Path | None, decode: bool = True) -> Inventory:
     """Count and verify all that a source needs in a folder. Goes on after every bad file; decodes every image."""
-    from rrg_utils.data import iu_xray, mimic_cxr
-
-    found = {"iu_xray": iu_xray, "mimic_cxr": mimic_cxr}[source].inventory(root)
+    found = _module(source).inventory(root)
     if decode:
         tests = map_files(_attempt(_decodes), found.images.values(), f"decoding {len(found.images):,} images")
         broken = [str(error) for error in tests if error is not None]
