@@ -112,6 +112,38 @@ def pretrain_command(
     typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
 
 
+@app.command("extract")
+def extract_command(
+    source: Annotated[str, typer.Option(help="iu_xray or mimic_cxr.")],
+    root: Annotated[Path, typer.Option(help="The folder of real images.")],
+    output: Annotated[Path, typer.Option(help="Folder for the features; the same one to go on after a stop.")],
+    encoder: Annotated[str, typer.Option(help="A pre-trained encoder of weights/.")] = "swin",
+    size: Annotated[int, typer.Option(help="Height and width of its films in pixels.")] = 128,
+    shard: Annotated[int, typer.Option(min=1, help="Images in one file.")] = 1024,
+) -> None:
+    """Run an encoder over every real image of a source. Several GPUs: accelerate launch -m rrg_utils.cli extract ..."""
+    from rrg_utils.runner import unknown
+
+    if source not in ("iu_xray", "mimic_cxr"):
+        raise unknown("source of real images", source, ["iu_xray", "mimic_cxr"])
+    from accelerate import PartialState
+
+    from rrg_utils.data.radiographs import image_files
+    from rrg_utils.vision.extract import Tokens, extract
+    from rrg_utils.vision.features import weights_hash
+    from rrg_utils.vision.pretrain import load_encoder
+
+    signature = f"{encoder}-{size} {weights_hash(encoder, size)}"
+    extract(image_files(source, root), load_encoder(encoder, size), output, size=size, signature=signature, shard=shard)
+    state = PartialState()
+    if state.is_main_process:
+        tokens = Tokens(output)
+        typer.echo(f"{len(tokens):,} images, {tokens.shape[1]} tokens of width {tokens.shape[2]} each, in {output}")
+        if tokens.unreadable:
+            typer.echo(f"{len(tokens.unreadable):,} could not be read: unreadable-*.txt names them, their rows are NaN")
+    state.destroy_process_group()
+
+
 @data.command()
 def build(
     size: Annotated[int, typer.Option(min=16, help="Height and width of the images in pixels.")] = 128,
@@ -131,8 +163,36 @@ def build(
 
 
 @data.command()
-def check() -> None:
-    """Check the data wheels and the counts of the cohort: 3,955 reports, 3,425 with findings, 2,955 with two images."""
+def check(
+    source: Annotated[str, typer.Option(help="phantom, iu_xray or mimic_cxr.")] = "phantom",
+    root: Annotated[Path | None, typer.Option(help="The folder of real images.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
+) -> None:
+    """Count and verify the data of a source. Names every file that is missing or unreadable; exit code 1 if one is."""
+    from rrg_utils.runner import unknown
+
+    sources = ["phantom", "iu_xray", "mimic_cxr"]
+    if source not in sources:
+        raise unknown("data source", source, sources)
+    if source == "phantom":
+        if root is not None:
+            raise RRGError("the phantom source reads its data from the installed wheels: leave --root out")
+        return _check_reports()
+    from rrg_utils.data import radiographs
+
+    found = radiographs.check(source, root, decode=not quick)
+    for problem in found.problems:
+        typer.echo(problem)
+    for what, count in found.counts.items():
+        typer.echo(f"{count:9,} {what}")
+    if found.problems:
+        count = len(found.problems)
+        credentialed = "; the list names credentialed data, do not share it" if source == "mimic_cxr" else ""
+        raise RRGError(f"{count:,} problem{'s' * (count != 1)}, listed above{credentialed}")
+
+
+def _check_reports() -> None:
+    """The data wheels and the counts of the cohort: 3,955 reports, 3,425 with findings, 2,955 with two images."""
     from rrg_utils.data import cohort, load_indiana
 
     reports = load_indiana()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from radiographs import MimicStudy, write_mimic
 from tiny_course import rrg, write_course
 
 from rrg_utils import doctor
@@ -25,7 +26,7 @@ def test_help_needs_no_heavy_module():
 def test_help_lists_the_commands(root):
     done = rrg(root, "--help")
     assert done.returncode == 0
-    for command in ("run", "figure", "doctor", "pretrain", "data"):
+    for command in ("run", "figure", "doctor", "pretrain", "extract", "data"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
@@ -37,6 +38,13 @@ def test_help_lists_the_commands(root):
         (["run", "-p", "steps=x"], "rrg: parameter steps: 'x' is str, not int like the default 3"),
         (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1"),
         (["figure"], "rrg: name a figure; rrg figure --list shows them"),
+        (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
+        (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),
+        (["data", "check", "--root", "."], "rrg: the phantom source reads its data from the installed wheels"),
+        (
+            ["extract", "--source", "phantom", "--root", ".", "--output", "x"],
+            "rrg: unknown source of real images 'phan",
+        ),
         (["data", "build", "--split", "trian"], "rrg: unknown split 'trian' (did you mean train?); known: train,"),
     ],
 )
@@ -46,6 +54,23 @@ def test_a_mistake_is_one_line_and_exit_1(root, arguments, message):
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_check_of_real_images_lists_what_is_wrong_and_fails(root, tmp_path):
+    studies = [MimicStudy(90000001, 900011, "train", {"aa": "PA"}), MimicStudy(90000002, 900021, "test", {"ba": "AP"})]
+    write_mimic(tmp_path, studies)
+    whole = rrg(root, "data", "check", "--source", "mimic_cxr", "--root", str(tmp_path))
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert "        2 images decoded" in whole.stdout
+    (film,) = tmp_path.rglob("aa.jpg")
+    film.write_bytes(film.read_bytes()[:500])
+    bad = rrg(root, "data", "check", "--source", "mimic_cxr", "--root", str(tmp_path))
+    assert bad.returncode == 1
+    assert bad.stdout.startswith(f"{film}: damaged picture")
+    assert "        1 images decoded" in bad.stdout
+    assert bad.stderr == "rrg: 1 problem, listed above; the list names credentialed data, do not share it\n"
+    quick = rrg(root, "data", "check", "--source", "mimic_cxr", "--root", str(tmp_path), "--quick")
+    assert quick.returncode == 0
 
 
 def test_debug_shows_where_a_mistake_arose(root):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +21,11 @@ from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.data.reports import Report, clean, load_indiana
 from rrg_utils.errors import RRGError
 
+if TYPE_CHECKING:
+    from rrg_utils.data.radiographs import RadiographDataset
+
 log = logging.getLogger("rrg")
-SOURCES = ("phantom",)
+SOURCES = ("phantom", "iu_xray", "mimic_cxr")
 SPLITS = ("train", "val", "test")
 CELLS = 16  # dense targets are kept on a grid of 16 x 16 cells
 _CHUNK = 64
@@ -30,13 +34,13 @@ _CHUNK = 64
 @dataclass(frozen=True)
 class Study:
     """One film with its report. `image` (H, W) float32 in [0, 1]; `text` the cleaned FINDINGS; `labels` (C,) bool, one
-    per class of `ABNORMALITIES`, from the expert annotation."""
+    per class of `ABNORMALITIES`, from the expert annotation, or None where a source has none (MIMIC-CXR)."""
 
     id: str
     view: str
     image: np.ndarray
     text: str
-    labels: np.ndarray
+    labels: np.ndarray | None
     report: Report
 
 
@@ -202,21 +206,28 @@ def load_dataset(
     size: int = 128,
     limit: int | None = None,
     root: str | Path | None = None,
-) -> PhantomDataset:
-    """Studies of a split: "train", "val" or "test". `limit` keeps the first so many.
+) -> "PhantomDataset | RadiographDataset":
+    """Studies of a split: "train", "val" or "test". `limit` keeps the first so many. `Study` is the same for every
+    source.
 
     source: "phantom" pairs the Indiana reports with films rendered from their annotation; it needs no `root`.
+    "iu_xray" pairs them with the real films, in one of the layouts of `rrg_utils.data.iu_xray`, and "mimic_cxr" reads a
+    credentialed copy of MIMIC-CXR-JPG (`rrg_utils.data.mimic_cxr`); both need `root`.
     """
     if source not in SOURCES:
         raise RRGError(f"unknown data source {source!r}; known are: {', '.join(SOURCES)}")
     if split not in SPLITS:
         raise RRGError(f"unknown split {split!r}; known are: {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise RRGError(f"limit={limit}: give at least 1, or None for all")
+    if source != "phantom":
+        from rrg_utils.data import iu_xray, mimic_cxr  # they use what is defined here
+
+        return {"iu_xray": iu_xray, "mimic_cxr": mimic_cxr}[source].load(split, size, limit, root)
     if root is not None:
         raise RRGError(
             f"root={str(root)!r}: the phantom source reads its data from the installed wheels, leave root out"
         )
-    if limit is not None and limit < 1:
-        raise RRGError(f"limit={limit}: give at least 1, or None for all")
     return PhantomDataset(split, size, limit)
 
 
