@@ -20,14 +20,14 @@ _CODES = {
     "Enlarged Cardiomediastinum": ("Mediastinum/enlarged", "Mediastinum/prominent"),
     "Cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/enlarged", "Cardiac Shadow/borderline"),
     "Lung Opacity": ("Opacity", "Infiltrate", "Airspace Disease", "Density/lung", "Density/base"),
-    "Lung Lesion": ("Nodule", "Mass"),
+    "Lung Lesion": ("Nodule", "Mass", "Opacity/round", "Density/round"),  # a "nodular opacity" is a round one here
     "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
     "Consolidation": ("Consolidation",),
     "Pneumonia": ("Pneumonia",),
     "Atelectasis": ("Pulmonary Atelectasis",),
     "Pneumothorax": ("Pneumothorax", "Hydropneumothorax"),
     "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax"),
-    "Pleural Other": ("Thickening/pleura",),
+    "Pleural Other": ("Thickening/pleura", "Calcinosis/pleura", "Cicatrix/pleura"),
     "Fracture": ("Fractures, Bone",),
     "Support Devices": (
         "Catheters, Indwelling",
@@ -36,6 +36,9 @@ _CODES = {
         "Surgical Instruments",
         "Sutures",
         "Tube, Inserted",
+        "Stents",
+        "Breast Implants",
+        "Spinal Fusion",
     ),
 }
 ENCODED = tuple(_CODES)  # the observations that an annotation can encode

@@ -21,6 +21,7 @@ from rrg_utils.metrics.conventions import Convention, convention
 from rrg_utils.metrics.statistics import Statistic, mean
 
 Preset = str | Convention
+_LINES = 50  # reports sent to METEOR's jar at once: its answers, 100 bytes each, must fit into the pipe
 
 
 def tokenise(text: str) -> str:
@@ -142,12 +143,17 @@ def meteor(hypotheses: Sequence[str], references: Sequence[str], preset: Preset 
     hyps, refs = _tokens(hypotheses, references, preset)
     if reason := java_missing():
         raise RRGError(reason)
+    # a line per report whose parts "|||" separates: neither may come from the text
+    one_line = [[" ".join(text.replace("|||", " ").split()) for text in side] for side in (refs, hyps)]
+    lines = [f"SCORE ||| {ref} ||| {hyp}\n".encode() for ref, hyp in zip(*one_line, strict=True)]
     counts = []
     try:
-        for hyp, ref in zip(hyps, refs, strict=True):
-            # one line per report, and "|||" separates its parts: neither may come from the text
-            hyp, ref = (" ".join(text.replace("|||", " ").split()) for text in (hyp, ref))
-            counts.append([float(number) for number in _meteor_jar()._stat(hyp, [ref]).split()])
+        jar = _meteor_jar().meteor_p
+        for start in range(0, len(lines), _LINES):
+            jar.stdin.writelines(lines[start : start + _LINES])
+            jar.stdin.flush()
+            for _ in lines[start : start + _LINES]:
+                counts.append([float(number) for number in jar.stdout.readline().split()])
         counts = np.array(counts)
         whole = (counts[:, 20] == 1) & (counts[:, 21:] == counts[:, :2]).all(axis=1)
         counts[whole, 20] = 0  # a perfect match in one piece is not fragmented: the jar adds no chunk for it
