@@ -1,7 +1,9 @@
 """Scores against pycocoevalcap and scikit-learn, and their defined edges."""
 
+import importlib.util
 import math
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -10,23 +12,30 @@ from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from rrg_utils import __version__
+from rrg_utils.data import clean, indiana
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import OBSERVATIONS, label_report
 from rrg_utils.metrics import (
+    PRESETS,
     bleu,
     cider,
     clinical_f1,
+    clinical_grid,
+    clinical_score,
     evaluate,
     fact_f1,
+    film_fact_f1,
     meteor,
     paired_difference,
     rouge_l,
     tokenise,
 )
-from rrg_utils.metrics.clinical import TOP_FIVE
+from rrg_utils.metrics.clinical import CE_PRESETS, TOP_FIVE, Cell, clinical_cells
+from rrg_utils.metrics.models import model_scores
+from rrg_utils.metrics.text import _meteor_jar, _rouge
 
 HYPOTHESES = [
     "The heart is normal in size. The lungs are clear.",
@@ -47,28 +56,50 @@ texts = st.lists(st.sampled_from(SENTENCES), max_size=4).map(" ".join)
 pairs = st.lists(st.tuples(texts, texts), min_size=2, max_size=8)
 
 
-def coco(scorer, hypotheses, references):
-    gts = {i: [tokenise(text)] for i, text in enumerate(references)}
-    return scorer.compute_score(gts, {i: [tokenise(text)] for i, text in enumerate(hypotheses)})
+def coco(scorer, hypotheses, references, tokens=tokenise, **options):
+    gts = {i: [tokens(text)] for i, text in enumerate(references)}
+    return scorer.compute_score(gts, {i: [tokens(text)] for i, text in enumerate(hypotheses)}, **options)
 
 
 def test_tokens():
     assert tokenise("Well-expanded lungs; 2.5 cm nodule.") == "well-expanded lungs ; 2.5 cm nodule ."
 
 
-@settings(max_examples=40, deadline=None)
-@given(pairs)
-def test_equal_to_pycocoevalcap(drawn):
+@pytest.mark.parametrize("preset", PRESETS)
+@settings(max_examples=25, deadline=None)
+@given(drawn=pairs)
+def test_equal_to_pycocoevalcap(preset, drawn):
     hypotheses, references = (list(side) for side in zip(*drawn, strict=True))
     references[0] = references[0] or "Clear."  # its CIDEr fails where no reference has a token
-    theirs, _ = Bleu(4).compute_score(
-        {i: [tokenise(text)] for i, text in enumerate(references)},
-        {i: [tokenise(text)] for i, text in enumerate(hypotheses)},
-        verbose=0,
-    )
-    assert [s.value for s in bleu(hypotheses, references)] == pytest.approx(theirs, rel=1e-9, abs=1e-9)
-    assert rouge_l(hypotheses, references).value == pytest.approx(coco(Rouge(), hypotheses, references)[0], abs=1e-9)
-    assert cider(hypotheses, references).value == pytest.approx(coco(Cider(), hypotheses, references)[0], abs=1e-9)
+    tokens = PRESETS[preset]
+    theirs, _ = coco(Bleu(4), hypotheses, references, tokens, verbose=0)
+    assert [s.value for s in bleu(hypotheses, references, preset)] == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+    for ours, scorer in ((rouge_l, Rouge()), (cider, Cider())):
+        theirs, each = coco(scorer, hypotheses, references, tokens)
+        found = ours(hypotheses, references, preset)
+        assert found.value == pytest.approx(theirs, abs=1e-9)
+        assert found.score(found.counts) == pytest.approx(each, abs=1e-9)
+
+
+words = st.lists(st.sampled_from(["a", "b", "c", "d", ""]), max_size=80).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words, words)
+def test_rouge_of_any_words_even_empty_ones(hyp, ref):
+    assert _rouge(hyp, ref) == pytest.approx(Rouge().calc_score([hyp], [ref]), abs=1e-12)
+
+
+def test_golden_scores_of_real_reports():
+    """Corpus scores of 200 reports against pycocoevalcap, run here and compared to 1e-9."""
+    texts = [clean(report.findings) for report in indiana().val[:201]]
+    hypotheses, references = texts[1:], texts[:-1]
+    for preset, tokens in PRESETS.items():
+        scores = evaluate(hypotheses, references, "mask", preset, meteor_score=False, resamples=2)
+        theirs, _ = coco(Bleu(4), hypotheses, references, tokens, verbose=0)
+        assert [scores[f"BLEU-{k}"].value for k in (1, 2, 3, 4)] == pytest.approx(theirs, abs=1e-9)
+        assert scores["ROUGE-L"].value == pytest.approx(coco(Rouge(), hypotheses, references, tokens)[0], abs=1e-9)
+        assert scores["CIDEr"].value == pytest.approx(coco(Cider(), hypotheses, references, tokens)[0], abs=1e-9)
 
 
 def test_resampled_bleu_is_the_bleu_of_the_resample():
@@ -91,6 +122,38 @@ def test_clinical_f1_equals_scikit_learn(average, observations, uncertain):
     kind = "samples" if average == "example" else average
     expected = f1_score(ref, hyp, average=kind, zero_division=np.nan)
     assert clinical_f1(HYPOTHESES, REFERENCES, average, observations, uncertain).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", ["precision", "recall", "f1"])
+def test_measures_equal_scikit_learn(measure):
+    hyp, ref = (
+        np.array([[label_report(t)[n] in (1, -1) for n in OBSERVATIONS] for t in s]) for s in (HYPOTHESES, REFERENCES)
+    )
+    which = ("precision", "recall", "f1").index(measure)
+    for average in ("micro", "macro", "example"):
+        kind = "samples" if average == "example" else average
+        expected = precision_recall_fscore_support(ref, hyp, average=kind, zero_division=np.nan)[which]
+        assert clinical_score(HYPOTHESES, REFERENCES, measure, average).value == pytest.approx(expected)
+
+
+def test_grid_has_every_cell_and_presets_are_cells_of_it():
+    grid = clinical_grid(HYPOTHESES, REFERENCES)
+    assert len(grid) == 3 * 3 * 2 * 3
+    for cell in (Cell(), Cell("recall", "macro", "5", "ignore")):
+        alone = clinical_score(HYPOTHESES, REFERENCES, *cell).value
+        assert grid[cell].value == pytest.approx(alone, nan_ok=True)
+    for preset, cells in CE_PRESETS.items():
+        assert cells, preset
+        assert set(cells) <= set(grid), preset
+    assert {cell.uncertain for cell in CE_PRESETS["r2gen"]} == {"negative"}
+    assert set(clinical_grid(HYPOTHESES, REFERENCES, CE_PRESETS["r2gen"])) == set(CE_PRESETS["r2gen"])
+
+
+def test_labels_of_another_labeller():
+    labels = np.zeros((3, 14), int)
+    labels[:, 1] = 1, -1, 0
+    found = clinical_cells(labels, np.abs(labels), [Cell(uncertain="negative"), Cell("recall", uncertain="ignore")])
+    assert [s.value for s in found.values()] == pytest.approx([2 / 3, 1])
 
 
 def test_uncertain_decisions():
@@ -133,17 +196,29 @@ def test_empty_texts():
     assert math.isnan(clinical_f1(empty, empty).value)
 
 
+def test_film_facts_are_the_second_reference(study):
+    reports = [study("Pleural Effusion/left/small", "Opacity/lung/base/right"), study("normal")]
+    exact = ["Small left effusion. Right basilar opacity.", "Heart size is normal. No effusion."]
+    for level in ("finding", "side", "full"):
+        assert film_fact_f1(exact, reports, level).value == 1
+    wrong_side = ["Small right effusion. Right basilar opacity.", ""]
+    assert film_fact_f1(wrong_side, reports).value == 1
+    assert film_fact_f1(wrong_side, reports, "side").value == pytest.approx(1 / 2)
+    assert film_fact_f1(["No effusion.", "Possible nodule."], reports).value == 0
+    assert math.isnan(film_fact_f1(["Lungs are clear."], reports[1:]).value)
+
+
 def test_evaluate_names_everything():
-    scores = evaluate(HYPOTHESES, REFERENCES, "drop", resamples=50)
-    assert (
-        scores["BLEU-4"].signature == f"bleu4|corpus|closest|clean:plain|case:lc|tok:punct|xxxx:drop|n:5|v{__version__}"
+    scores = evaluate(HYPOTHESES, REFERENCES, "drop", meteor_score=False, resamples=50)
+    assert scores["BLEU-4"].signature == (
+        "bleu4|corpus|closest|preset:plain|clean:none|case:lc|tok:punct|stops:yes|max:no|vocab:no|"
+        f"section:findings|xxxx:drop|refs:1|n:5|pycocoevalcap:{version('pycocoevalcap')}|v{__version__}"
     )
     assert [score.name for score in scores] == [
         *(f"BLEU-{k}" for k in (1, 2, 3, 4)),
         "ROUGE-L",
         "CIDEr",
-        "F1-rule micro-14",
-        "F1-rule macro-14",
+        *(f"F1-rule {cell}" for cell in ("micro-14", "macro-14", "micro-5", "macro-5")),
         "fact F1",
     ]
     for score in scores:
@@ -156,18 +231,56 @@ def test_evaluate_names_everything():
     assert difference.value < 0
 
 
+def test_section_and_uncertain_policy_are_in_the_signature():
+    scores = evaluate(
+        HYPOTHESES, REFERENCES, "keep", "r2gen_iu", "findings+impression", "negative", meteor_score=False, resamples=2
+    )
+    assert "section:findings+impression|xxxx:keep" in scores["CIDEr"].signature
+    assert "preset:r2gen_iu|clean:r2gen_iu|case:lc|tok:space|stops:yes|max:59" in scores["CIDEr"].signature
+    assert "uncertain:negative" in scores["F1-rule macro-5"].signature
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_defined_for_long_and_foreign_texts(preset):
+    long = "There is a small effusion. " * 2000  # 10,000 words
+    odd = ["Épanchement pleural à gauche 5\u00a0cm ||| \u80f8\u6c34 \n\t?", long, ""]
+    scores = evaluate(odd, [long, odd[0], "Lungs are clear."], "mask", preset, meteor_score=False, resamples=5)
+    assert all(math.isfinite(score.value) or "F1" in score.name for score in scores)
+    same = evaluate(odd, odd, "mask", preset, meteor_score=False, resamples=5)
+    assert same["BLEU-4"].value == pytest.approx(1, abs=1e-6)
+    assert same["ROUGE-L"].value == pytest.approx(1)
+
+
 def test_meteor_without_java_is_unavailable_never_zero(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    score = evaluate(HYPOTHESES, REFERENCES, "keep", meteor_score=True, resamples=10)["METEOR"]
+    score = evaluate(HYPOTHESES, REFERENCES, "keep", resamples=10)["METEOR"]
     assert score.value is None
+    assert score.interval is None
     assert "Java" in score.reason
     assert "unavailable" in str(score)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
-def test_meteor():
-    # one call, because every start of the jar costs seconds: an exact and an unrelated report lie between 0 and 1
-    assert 0.1 < meteor([REFERENCES[0], "Xylophone."], REFERENCES[:2]) < 0.9
+def test_meteor_equals_the_jar_for_a_corpus_and_for_each_report():
+    odd = [*HYPOTHESES, REFERENCES[0], "Xylophone.", "a ||| b\n c", "lungs"]
+    refs = [*REFERENCES, REFERENCES[0], REFERENCES[1], "a ||| b", "clear lungs"]
+    found = meteor(odd, refs)
+    theirs, each = coco(_meteor_jar(), odd, refs)
+    assert found.value == pytest.approx(theirs, abs=1e-9)
+    assert found.score(found.counts) == pytest.approx(each, abs=1e-9)
+    assert found.score(found.counts)[5] == pytest.approx(1)
+    low, high = found.bootstrap(100)
+    assert low < found.value < high
+
+
+def test_model_scores_say_what_to_install(monkeypatch):
+    monkeypatch.setenv("RRG_CLINICAL_PYTHON", "/no/such/python")
+    with pytest.raises(RRGError, match="RRG_CLINICAL_PYTHON=/no/such/python"):
+        model_scores(["a"], ["b"])
+    if importlib.util.find_spec("radeval") is None:
+        monkeypatch.delenv("RRG_CLINICAL_PYTHON")
+        with pytest.raises(RRGError, match="RadEval is not installed"):
+            model_scores(["a"], ["b"])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +296,13 @@ def test_meteor():
         (lambda: fact_f1(["a"], ["a"], level="partial"), "level"),
         (lambda: evaluate(["a"], ["a"], "drop", preset="r2gen"), "preset"),
         (lambda: evaluate(["a"], ["a"], "drop|n:5"), "xxxx_policy"),
-        (lambda: evaluate(["a"], ["a"], "keep")["BERTScore"], "no score"),
+        (lambda: evaluate(["a"], ["a"], "keep", section=""), "section"),
+        (lambda: evaluate(["a"], ["a"], "keep", meteor_score=False)["BERTScore"], "no score"),
+        (lambda: clinical_score(["a"], ["a"], "accuracy"), "measure"),
+        (lambda: clinical_cells(np.zeros((2, 14)), np.zeros((1, 14)), [Cell()]), "2 hypotheses"),
+        (lambda: clinical_cells(np.full((1, 14), 2), np.zeros((1, 14)), [Cell()]), "1, 0 and -1"),
+        (lambda: film_fact_f1(["a"], [], "side"), "1 hypotheses but 0"),
+        (lambda: model_scores(["a"], ["a"], []), "metrics must be a list"),
     ],
 )
 def test_bad_input(act, message: str):

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrg_utils.errors import RRGError
-from rrg_utils.metrics import Statistic, mean, paired_difference, token_loss
+from rrg_utils.metrics import (
+    Statistic,
+    compare,
+    effect_size,
+    holm,
+    mean,
+    over_seeds,
+    paired_difference,
+    token_loss,
+)
 
 
 def test_token_loss_weights_tokens_not_reports():
@@ -82,6 +91,51 @@ def test_exact_p_of_a_tiny_sample():
     assert difference.p == pytest.approx(0.25, abs=0.015)
 
 
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
+def test_holm_properties(ps, random):
+    corrected = holm(ps)
+    assert all(p <= c <= 1 and c <= min(1, p * len(ps)) for p, c in zip(ps, corrected, strict=True))
+    order = list(range(len(ps)))
+    random.shuffle(order)
+    assert holm([ps[i] for i in order]) == pytest.approx([corrected[i] for i in order])
+
+
+def test_effect_size_of_a_mean_is_cohens_d():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.5, size=40), rng.normal(size=40)
+    expected = (a - b).mean() / (a - b).std(ddof=1)
+    assert effect_size(mean(a), mean(b)) == pytest.approx(expected)
+    assert effect_size(mean(b), mean(a)) == pytest.approx(-expected)
+    assert effect_size(mean(a), mean(a)) == 0
+    assert effect_size(mean([1.0, 1.0]), mean([0.5, 0.5])) == np.inf
+    assert np.isnan(effect_size(mean([1.0]), mean([0.0])))
+
+
+def test_compare_corrects_for_the_number_of_systems():
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=60)
+    systems = {"base": mean(base), "same": mean(base + rng.normal(0, 0.1, 60)), "better": mean(base + 1)}
+    table = compare(systems, "base", n=100, permutations=999)
+    assert list(table) == ["same", "better"]
+    assert table["better"].difference.p == 1 / 1000
+    assert table["better"].p_holm == 2 / 1000
+    assert all(row.p_holm >= row.difference.p for row in table.values())
+
+
+def test_seeds():
+    three = over_seeds([0.1, 0.2, 0.3])
+    assert (three.mean, three.sd, three.n) == pytest.approx((0.2, 0.1, 3))
+    assert three.high - three.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)  # t, 2 degrees of freedom
+    one = over_seeds([0.4])
+    assert one.mean == 0.4
+    assert np.isnan([one.sd, one.low, one.high]).all()
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -92,6 +146,11 @@ def test_exact_p_of_a_tiny_sample():
         (lambda: mean([1.0]).bootstrap(n=0), "at least 1"),
         (lambda: mean([1.0]).bootstrap(level=95), "between 0 and 1"),
         (lambda: paired_difference(mean([1.0]), mean([1.0, 2.0])), "same reports"),
+        (lambda: effect_size(mean([1.0]), mean([1.0, 2.0])), "same reports"),
+        (lambda: holm([0.5, 1.5]), "between 0 and 1"),
+        (lambda: compare({"a": mean([1.0])}, "b"), "needs 'b'"),
+        (lambda: over_seeds([]), "at least one"),
+        (lambda: over_seeds([float("nan")]), "finite"),
     ],
 )
 def test_bad_input(act, message: str):

@@ -1,24 +1,52 @@
-"""Scores of generated reports, with intervals and paired tests."""
+"""Scores of generated reports, with intervals, paired tests, trivial baselines and tests of image dependence."""
 
-from rrg_utils.metrics.clinical import clinical_f1, fact_f1
+from rrg_utils.metrics.clinical import CE_PRESETS, clinical_f1, clinical_grid, clinical_score, fact_f1, film_fact_f1
+from rrg_utils.metrics.conventions import PRESETS, Convention, r2gen_clean, r2gen_vocabulary
 from rrg_utils.metrics.evaluation import Score, Scores, evaluate
-from rrg_utils.metrics.statistics import Difference, Interval, Statistic, mean, paired_difference, token_loss
+from rrg_utils.metrics.statistics import (
+    Comparison,
+    Difference,
+    Interval,
+    Seeds,
+    Statistic,
+    compare,
+    effect_size,
+    holm,
+    mean,
+    over_seeds,
+    paired_difference,
+    token_loss,
+)
 from rrg_utils.metrics.text import bleu, cider, meteor, rouge_l, tokenise
 
 __all__ = [
+    "CE_PRESETS",
+    "PRESETS",
+    "Comparison",
+    "Convention",
     "Difference",
     "Interval",
     "Score",
     "Scores",
+    "Seeds",
     "Statistic",
     "bleu",
     "cider",
     "clinical_f1",
+    "clinical_grid",
+    "clinical_score",
+    "compare",
+    "effect_size",
     "evaluate",
     "fact_f1",
+    "film_fact_f1",
+    "holm",
     "mean",
     "meteor",
+    "over_seeds",
     "paired_difference",
+    "r2gen_clean",
+    "r2gen_vocabulary",
     "rouge_l",
     "token_loss",
     "tokenise",

@@ -1,20 +1,22 @@
 """All scores of a set of generated reports, each with its number of reports, interval and signature."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 
 from rrg_utils import __version__
 from rrg_utils.errors import RRGError
-from rrg_utils.metrics.clinical import clinical_f1, fact_f1
+from rrg_utils.metrics.clinical import Cell, clinical_grid, fact_f1
+from rrg_utils.metrics.conventions import Convention, convention
 from rrg_utils.metrics.statistics import Interval, Statistic
 from rrg_utils.metrics.text import bleu, check_pairs, cider, meteor, rouge_l
-
-PRESETS = ("plain",)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score. `reason` says why where `value` is None (could not be computed) or `interval` is None."""
+    """One score. `reason` says why where `value` is None: it could not be computed here."""
 
     name: str
     value: float | None
@@ -27,8 +29,7 @@ class Score:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.name:<18} unavailable: {self.reason}"
-        spread = f"[{self.interval.low:.3f}, {self.interval.high:.3f}]" if self.interval else f"({self.reason})"
-        return f"{self.name:<18} {self.value:.3f} {spread}  {self.signature}"
+        return f"{self.name:<18} {self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]  {self.signature}"
 
 
 @dataclass(frozen=True)
@@ -50,46 +51,62 @@ class Scores:
         return "\n".join(map(str, self.scores))
 
 
+@lru_cache
+def _versions() -> str:
+    return f"pycocoevalcap:{version('pycocoevalcap')}|v{__version__}"
+
+
 def evaluate(
     hypotheses: Sequence[str],
     references: Sequence[str],
     xxxx_policy: str,
-    preset: str = "plain",
-    meteor_score: bool = False,
+    preset: str | Convention = "plain",
+    section: str = "findings",
+    uncertain: str = "positive",
+    meteor_score: bool = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Scores:
     """Score generated reports against one reference each.
 
-    xxxx_policy: what was done with the XXXX marks of the reports before they came here; recorded in every signature.
-    preset: how texts become tokens; "plain" is described in `rrg_utils.metrics.text`.
-    meteor_score: also run METEOR (needs Java, seconds); where there is none the score is None with the reason.
+    xxxx_policy: what was done with the XXXX marks of the reports before they came here.
+    section: which section of the report the references are. Both are recorded in every signature.
+    preset: how texts become tokens: "plain", "r2gen_iu", "r2gen_mimic" or a `Convention`. Observations and facts are
+    read from the texts as they are given.
+    uncertain: how the observation labels treat -1: "positive", "negative" or "ignore".
+    meteor_score: False leaves METEOR out (it takes seconds). Where there is no Java it has no value but a reason.
     Intervals are 95 % percentile bootstrap over reports.
     """
     check_pairs(hypotheses, references)
-    if preset not in PRESETS:
-        raise RRGError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    if not isinstance(xxxx_policy, str) or not xxxx_policy.isidentifier():
-        raise RRGError(f"xxxx_policy must be one word such as 'drop', got {xxxx_policy!r}: name how XXXX was treated")
+    how = convention(preset)
+    for option, value in (("xxxx_policy", xxxx_policy), ("section", section)):
+        if not isinstance(value, str) or not re.fullmatch(r"\w+(?:\+\w+)*", value):
+            raise RRGError(f"{option} must be a word such as 'mask' or 'findings+impression', got {value!r}")
     n = len(hypotheses)
-    tail = f"xxxx:{xxxx_policy}|n:{n}|v{__version__}"
-    tokens = f"clean:{preset}|case:lc|tok:punct|{tail}"
-    rows: list[tuple[str, Statistic, str]] = [
+    tail = f"section:{section}|xxxx:{xxxx_policy}|refs:1|n:{n}|{_versions()}"
+    tokens = f"{how.signature}|{tail}"
+
+    rows: list[tuple[str, Statistic | RRGError, str]] = [
         (f"BLEU-{order}", statistic, f"bleu{order}|corpus|closest|{tokens}")
-        for order, statistic in enumerate(bleu(hypotheses, references), start=1)
+        for order, statistic in enumerate(bleu(hypotheses, references, how), start=1)
     ]
-    rows.append(("ROUGE-L", rouge_l(hypotheses, references), f"rouge-l|coco|beta:1.2|{tokens}"))
-    rows.append(("CIDEr", cider(hypotheses, references), f"cider|pycocoevalcap|idf:references|{tokens}"))
-    for average in ("micro", "macro"):
-        statistic = clinical_f1(hypotheses, references, average=average)
-        rows.append((f"F1-rule {average}-14", statistic, f"f1-rule|{average}|obs:14|uncertain:positive|0/0:out|{tail}"))
-    rows.append(("fact F1", fact_f1(hypotheses, references), f"fact-f1-rule|micro|level:finding|{tail}"))
-    scores = [Score(name, s.value, s.bootstrap(resamples, seed), n, signature, s) for name, s, signature in rows]
     if meteor_score:
-        signature = f"meteor|1.5|corpus|{tokens}"
         try:
-            value, reason = meteor(hypotheses, references), "no interval: the corpus score is made inside the jar"
+            found = meteor(hypotheses, references, how)
         except RRGError as error:
-            value, reason = None, str(error)
-        scores.insert(6, Score("METEOR", value, None, n, signature, reason=reason))
-    return Scores(tuple(scores))
+            found = error
+        rows.append(("METEOR", found, f"meteor|1.5|corpus|{tokens}"))
+    rows.append(("ROUGE-L", rouge_l(hypotheses, references, how), f"rouge-l|coco|beta:1.2|{tokens}"))
+    rows.append(("CIDEr", cider(hypotheses, references, how), f"cider|pycocoevalcap|idf:references|{tokens}"))
+    cells = [Cell("f1", average, of, uncertain) for of in ("14", "5") for average in ("micro", "macro")]
+    for cell, statistic in clinical_grid(hypotheses, references, cells).items():
+        how_counted = f"f1-rule|{cell.average}|obs:{cell.observations}|uncertain:{uncertain}|0/0:out"
+        rows.append((f"F1-rule {cell.average}-{cell.observations}", statistic, f"{how_counted}|text:given|{tail}"))
+    rows.append(("fact F1", fact_f1(hypotheses, references), f"fact-f1-rule|micro|level:finding|text:given|{tail}"))
+    return Scores(tuple(_score(*row, n, resamples, seed) for row in rows))
+
+
+def _score(name: str, found: Statistic | RRGError, signature: str, n: int, resamples: int, seed: int) -> Score:
+    if isinstance(found, RRGError):
+        return Score(name, None, None, n, signature, reason=str(found))
+    return Score(name, found.value, found.bootstrap(resamples, seed), n, signature, found)

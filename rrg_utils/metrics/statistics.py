@@ -4,11 +4,12 @@ A corpus score such as BLEU is no mean of report scores, but it is a function of
 of those counts and scoring the new sums is the exact bootstrap of the corpus score.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from rrg_utils.errors import RRGError
 
@@ -90,6 +91,95 @@ def paired_difference(
         far = np.abs(a.score(total_a + moved) - b.score(total_b - moved)) >= abs(value) * (1 - 1e-9) - 1e-12
         extreme += int(np.count_nonzero(far))
     return Difference(value, *_percentiles(drawn, level), (extreme + 1) / (permutations + 1))
+
+
+class Comparison(NamedTuple):
+    """A system against the baseline of its table."""
+
+    difference: Difference
+    effect_size: float
+    p_holm: float
+
+
+def compare(
+    systems: Mapping[str, Statistic], baseline: str, n: int = 1000, permutations: int = 10_000, seed: int = 0
+) -> dict[str, Comparison]:
+    """Every other system minus `baseline`, with p corrected for the number of comparisons (Holm)."""
+    if baseline not in systems or len(systems) < 2:
+        raise RRGError(f"compare needs {baseline!r} and another system, got: {', '.join(systems) or 'nothing'}")
+    base = systems[baseline]
+    others = {name: s for name, s in systems.items() if name != baseline}
+    found = {name: paired_difference(s, base, n, permutations, seed) for name, s in others.items()}
+    corrected = holm([difference.p for difference in found.values()])
+    return {
+        name: Comparison(difference, effect_size(others[name], base), p)
+        for (name, difference), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): p values of one table, corrected for being many, in the given order."""
+    ps = np.asarray(ps, dtype=np.float64)
+    if ps.ndim != 1 or not ((ps >= 0) & (ps <= 1)).all():
+        raise RRGError("p values must be a list of numbers between 0 and 1")
+    order = np.argsort(ps, kind="stable")
+    stepped = np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)) if len(ps) else ps
+    corrected = np.empty_like(ps)
+    corrected[order] = np.minimum(1.0, stepped)
+    return [float(p) for p in corrected]
+
+
+def effect_size(a: Statistic, b: Statistic) -> float:
+    """Cohen's d of the paired difference: its mean over its standard deviation between reports.
+
+    A corpus score has no value per report; what a report adds to the difference is its jackknife pseudo-value, which is
+    the report's own difference where the score is a mean. 0 if no report differs, NaN for a single report.
+    """
+    if a.counts.shape != b.counts.shape:
+        raise RRGError(
+            f"paired statistics differ in shape ({a.counts.shape} and {b.counts.shape}): score the same reports"
+        )
+    n = a.n
+    if n < 2:
+        return float("nan")
+    whole = a.value - b.value
+    without = a.score(a.counts.sum(axis=0) - a.counts) - b.score(b.counts.sum(axis=0) - b.counts)
+    pseudo = n * whole - (n - 1) * without
+    pseudo = pseudo[~np.isnan(pseudo)]
+    if len(pseudo) < 2:
+        return float("nan")
+    spread = float(pseudo.std(ddof=1))
+    if spread <= 1e-9 * max(1.0, abs(whole)):  # rounding only: the same difference in every report
+        return 0.0 if abs(whole) < 1e-12 else float(np.copysign(np.inf, whole))
+    return float(pseudo.mean()) / spread
+
+
+class Seeds(NamedTuple):
+    """A score over training seeds: mean, standard deviation and Student's t interval of the mean."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+
+def over_seeds(values: Sequence[float], level: float = 0.95) -> Seeds:
+    """Aggregate one value per training seed. One seed has no spread: sd and interval are NaN then.
+
+    This is the spread between trainings; the bootstrap is the spread between test reports. Neither holds the other.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise RRGError("values must be a list of finite numbers, one per seed, at least one")
+    if not 0 < level < 1:
+        raise RRGError(f"level must lie between 0 and 1, got {level}")
+    n, center = len(values), float(values.mean())
+    if n == 1:
+        return Seeds(center, float("nan"), float("nan"), float("nan"), 1)
+    sd = float(values.std(ddof=1))
+    half = float(student_t.ppf((1 + level) / 2, n - 1)) * sd / n**0.5
+    return Seeds(center, sd, center - half, center + half, n)
 
 
 def token_loss(sums: Sequence[float], counts: Sequence[int]) -> Statistic:

@@ -1,31 +1,32 @@
-"""BLEU, ROUGE-L, CIDEr and METEOR by pycocoevalcap, on tokens made one way.
+"""BLEU, ROUGE-L, CIDEr and METEOR by pycocoevalcap, on tokens made by a convention (`rrg_utils.metrics.conventions`).
 
-Tokens ("plain"): the text in lower case; a word is a run of letters and digits, with inner hyphens, points, slashes
-and apostrophes kept ("well-expanded", "2.5"); every other mark is a token of its own, the full stop too. The scorers
-see the tokens joined by single spaces. Nothing is cut off and there is no vocabulary, so there is no <unk>.
+Each score is a `Statistic`: per-report counts that sum to exactly the corpus score of pycocoevalcap, so that resampling
+reports needs no second scoring.
 
-An empty text counts as a text of no tokens: BLEU and CIDEr give it nothing, and ROUGE-L is 0 against any text and 1
-against another empty one, which is pycocoevalcap's own result.
+An empty text counts as a text of no tokens: BLEU, CIDEr and METEOR give it nothing, and ROUGE-L is 0 against any text
+and 1 against another empty one, which is pycocoevalcap's own result.
 """
 
-import re
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+from pycocoevalcap.bleu.bleu_scorer import precook
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rrg_utils.errors import RRGError
+from rrg_utils.metrics.conventions import Convention, convention
 from rrg_utils.metrics.statistics import Statistic, mean
 
-_TOKEN = re.compile(r"\w+(?:[-.'/]\w+)*|[^\w\s]")
+Preset = str | Convention
+_LINES = 50  # reports sent to METEOR's jar at once: its answers, 100 bytes each, must fit into the pipe
 
 
 def tokenise(text: str) -> str:
     """The "plain" tokens of `text`, joined by single spaces."""
-    return " ".join(_TOKEN.findall(text.lower()))
+    return convention("plain")(text)
 
 
 def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
@@ -44,15 +45,32 @@ def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise RRGError("hypotheses is empty: nothing to score")
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Statistic, Statistic, Statistic, Statistic]:
-    """Corpus BLEU-1 to BLEU-4 (closest reference length, one reference)."""
+def _tokens(hypotheses: Sequence[str], references: Sequence[str], preset: Preset) -> tuple[list[str], list[str]]:
     check_pairs(hypotheses, references)
-    rows = []
-    for hyp, ref in zip(hypotheses, references, strict=True):
-        cooked = cook_test(tokenise(hyp), cook_refs([tokenise(ref)]))
-        rows.append([*cooked["correct"], *cooked["guess"], cooked["testlen"], cooked["reflen"][0]])
-    counts = np.array(rows)
+    to_tokens = convention(preset)
+    return [to_tokens(text) for text in hypotheses], [to_tokens(text) for text in references]
+
+
+def bleu(
+    hypotheses: Sequence[str], references: Sequence[str], preset: Preset = "plain"
+) -> tuple[Statistic, Statistic, Statistic, Statistic]:
+    """Corpus BLEU-1 to BLEU-4 (closest reference length, one reference)."""
+    pairs = zip(*_tokens(hypotheses, references, preset), strict=True)
+    counts = np.array([_bleu_counts(hyp, ref) for hyp, ref in pairs], dtype=np.float64)
     return tuple(Statistic(counts, _Bleu(order)) for order in (1, 2, 3, 4))
+
+
+_ngrams = lru_cache(maxsize=4096)(lambda tokens: precook(tokens, 4, True))  # (length, n-gram -> count), read only
+
+
+def _bleu_counts(hyp: str, ref: str) -> list[int]:
+    """(n-grams of orders 1 to 4 found in the reference; n-grams of the hypothesis; both lengths), ten numbers."""
+    (length, found), (wanted_length, wanted) = _ngrams(hyp), _ngrams(ref)
+    correct = [0, 0, 0, 0]
+    for ngram, count in found.items():
+        if ngram in wanted:
+            correct[len(ngram) - 1] += min(count, wanted[ngram])
+    return [*correct, *(max(0, length - order) for order in range(4)), length, wanted_length]
 
 
 class _Bleu:
@@ -69,42 +87,105 @@ class _Bleu:
         return precision.prod(axis=-1) ** (1 / self.order) * brevity
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> Statistic:
+def rouge_l(hypotheses: Sequence[str], references: Sequence[str], preset: Preset = "plain") -> Statistic:
     """ROUGE-L as in COCO: F with beta 1.2 of the longest common subsequence, mean over reports."""
-    check_pairs(hypotheses, references)
-    scorer = Rouge()
-    pairs = zip(hypotheses, references, strict=True)
-    return mean([scorer.calc_score([tokenise(hyp)], [tokenise(ref)]) for hyp, ref in pairs])
+    return mean([_rouge(hyp, ref) for hyp, ref in zip(*_tokens(hypotheses, references, preset), strict=True)])
 
 
-def cider(hypotheses: Sequence[str], references: Sequence[str]) -> Statistic:
+def _rouge(hyp: str, ref: str) -> float:
+    """COCO's F from the length of the longest common subsequence; equal to `Rouge.calc_score`, but fast.
+
+    Its dynamic programme in pure Python takes minutes for two texts of 10,000 words. This one keeps a row of it as the
+    bits of one integer (Hyyrö 2004): a step per word of the hypothesis.
+    """
+    hyp_words, ref_words = hyp.split(" "), ref.split(" ")
+    places: dict[str, int] = {}
+    for place, word in enumerate(ref_words):
+        places[word] = places.get(word, 0) | (1 << place)
+    full = (1 << len(ref_words)) - 1
+    row = full
+    for word in hyp_words:
+        matched = row & places.get(word, 0)
+        row = ((row + matched) | (row - matched)) & full
+    common = len(ref_words) - row.bit_count()
+    if not common:
+        return 0.0
+    precision, recall, beta2 = common / len(hyp_words), common / len(ref_words), Rouge().beta ** 2
+    return (1 + beta2) * precision * recall / (recall + beta2 * precision)
+
+
+def cider(hypotheses: Sequence[str], references: Sequence[str], preset: Preset = "plain") -> Statistic:
     """pycocoevalcap's "CIDEr", mean over reports; document frequencies come from `references`.
 
     It clips counts and penalises length with sigma 6, the parts that set CIDEr-D apart in the paper, and is on the
     scale 0 to 10. Document frequencies stay those of all references when reports are resampled. One report alone
     scores 0 (log 1).
     """
-    check_pairs(hypotheses, references)
-    gts = {i: [tokenise(ref)] for i, ref in enumerate(references)}
-    if not any(ref[0] for ref in gts.values()):  # the scorer fails on references without a single token
-        return mean([0.0] * len(references))
-    _, scores = Cider().compute_score(gts, {i: [tokenise(hyp)] for i, hyp in enumerate(hypotheses)})
+    hyps, refs = _tokens(hypotheses, references, preset)
+    if not any(ref.strip() for ref in refs):  # the scorer fails on references without a single token
+        return mean([0.0] * len(refs))
+    _, scores = Cider().compute_score({i: [ref] for i, ref in enumerate(refs)}, {i: [h] for i, h in enumerate(hyps)})
     return mean(scores)
 
 
-def meteor(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """METEOR 1.5 of the corpus by the jar inside pycocoevalcap; RRGError where there is no Java.
-
-    The score is made inside the jar, so it comes without statistics to resample.
-    """
-    check_pairs(hypotheses, references)
+def java_missing() -> str:
+    """Why METEOR cannot run here; "" if it can."""
     if shutil.which("java") is None:
-        raise RRGError("METEOR needs Java: install a Java runtime, or leave METEOR out")
+        return "METEOR needs Java: install a Java runtime, or leave METEOR out"
+    return ""
+
+
+def meteor(hypotheses: Sequence[str], references: Sequence[str], preset: Preset = "plain") -> Statistic:
+    """METEOR 1.5 of the corpus; the jar inside pycocoevalcap aligns the texts. RRGError where there is no Java.
+
+    The jar makes 23 counts per report (lengths, matches, chunks) and scores their sum; so does the statistic.
+    """
+    hyps, refs = _tokens(hypotheses, references, preset)
+    if reason := java_missing():
+        raise RRGError(reason)
+    # a line per report whose parts "|||" separates: neither may come from the text
+    one_line = [[" ".join(text.replace("|||", " ").split()) for text in side] for side in (refs, hyps)]
+    lines = [f"SCORE ||| {ref} ||| {hyp}\n".encode() for ref, hyp in zip(*one_line, strict=True)]
+    counts = []
+    try:
+        jar = _meteor_jar().meteor_p
+        for start in range(0, len(lines), _LINES):
+            jar.stdin.writelines(lines[start : start + _LINES])
+            jar.stdin.flush()
+            for _ in lines[start : start + _LINES]:
+                counts.append([float(number) for number in jar.stdout.readline().split()])
+        counts = np.array(counts)
+        whole = (counts[:, 20] == 1) & (counts[:, 21:] == counts[:, :2]).all(axis=1)
+        counts[whole, 20] = 0  # a perfect match in one piece is not fragmented: the jar adds no chunk for it
+        return Statistic(counts, _meteor)
+    except (ValueError, OSError, IndexError) as error:  # the jar died and its answers are empty
+        _meteor_jar.cache_clear()
+        raise RRGError("METEOR's jar gave no score: check that `java -version` works, or leave METEOR out") from error
+
+
+@lru_cache(maxsize=1)
+def _meteor_jar():
+    """The running jar: it loads its paraphrases for seconds, once per process, and ends with it."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    gts = {i: [tokenise(ref)] for i, ref in enumerate(references)}
-    try:
-        score, _ = Meteor().compute_score(gts, {i: [tokenise(hyp)] for i, hyp in enumerate(hypotheses)})
-    except (ValueError, BrokenPipeError) as error:  # the jar died and its answer is empty
-        raise RRGError("METEOR's jar gave no score: check that `java -version` works, or leave METEOR out") from error
-    return float(score)
+    return Meteor()
+
+
+def _meteor(sums: np.ndarray) -> np.ndarray:
+    """METEOR 1.5 from its summed counts, with the jar's parameters for English (Denkowski and Lavie 2014, "rank").
+
+    Columns: words and function words of both sides (4); content and function matches of both sides for each of the
+    matchers exact, stem, synonym and paraphrase (16); chunks and matched words of both sides (3).
+    """
+    alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
+    weights = np.array([1.0, 0.6, 0.8, 0.6])  # of the matchers
+    words, function = sums[..., :2], sums[..., 2:4]
+    matches = np.einsum("...ms,m->...s", sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), weights)
+    total = delta * (words - function) + (1 - delta) * function
+    found = delta * matches[..., :2] + (1 - delta) * matches[..., 2:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = np.moveaxis(np.where(total > 0, found / total, 0), -1, 0)
+        mean_of_both = precision * recall / (alpha * precision + (1 - alpha) * recall)
+        fragmentation = sums[..., 20] / (sums[..., 21:].sum(axis=-1) / 2)
+        score = mean_of_both * (1 - gamma * fragmentation**beta)
+    return np.where((precision > 0) & (recall > 0), score, 0.0)

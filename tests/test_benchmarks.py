@@ -1,0 +1,47 @@
+"""The benchmark scripts run, agree with what they compare with, and describe the machine without naming it."""
+
+import json
+import os
+import platform
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "text_scores.py"
+COMMITTED = SCRIPT.parents[1] / "results" / "benchmarks" / "text_scores.json"
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_text_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")  # no Java: starting it takes longer than the rest
+    target = tmp_path / "out" / "times.json"
+    run(monkeypatch, "--reports", "40", "--resamples", "50", "--naive", "2", "--output", str(target))
+    result = json.loads(target.read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    assert result["largest difference of a score"] < 1e-9
+    assert "Java" in result["METEOR"]
+    assert all(seconds > 0 for seconds in result["seconds"].values())
+
+
+@pytest.mark.parametrize("arguments", [("--reports", "1"), ("--reports", "10000"), ("--naive", "0")])
+def test_bad_sizes_are_refused(arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    assert "--reports" in capsys.readouterr().err
+
+
+def test_committed_times_keep_the_budget_and_name_no_machine():
+    text = COMMITTED.read_text()
+    result = json.loads(text)
+    assert result["reports"] >= 590
+    assert result["resamples"] >= 1000
+    assert result["seconds"]["evaluate: all scores but METEOR with intervals"] < 20
+    for private in (platform.node(), os.environ.get("USER", ""), "/home", "/root"):
+        assert len(private) < 4 or private not in text
