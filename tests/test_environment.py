@@ -27,7 +27,8 @@ def test_conda_and_pip_agree():
     (line,) = pip_lines(CONDA)
     folder, extras = re.fullmatch(r"-e (\.)\[(.+)\]", line).groups()
     assert folder == "."
-    assert set(extras.split(",")) == set(PROJECT["optional-dependencies"])
+    # RadEval's pins conflict with the course's: the clinical extra lives in an environment of its own.
+    assert set(extras.split(",")) == set(PROJECT["optional-dependencies"]) - {"clinical"}
     assert f"python{PROJECT['requires-python']}" in CONDA["dependencies"]
 
 
