@@ -3,9 +3,9 @@
 import pytest
 
 from rrg_utils.data import ABNORMALITIES
+from rrg_utils.data.annotation import ENCODED, VISIBLE, Shown, annotated_observations, asserted_facts, film_facts
 from rrg_utils.data.synthetic import caption
 from rrg_utils.errors import RRGError
-from rrg_utils.labels.annotation import ENCODED, VISIBLE, Shown, annotated_observations, asserted_facts, film_facts
 from rrg_utils.labels.labeller import OBSERVATIONS
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rrg_utils.data.annotation import asserted_facts, film_facts
 from rrg_utils.data.reports import Report
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import OBSERVATIONS, fact_counts, label_report
-from rrg_utils.labels.annotation import asserted_facts, film_facts
 from rrg_utils.metrics.statistics import Statistic, ratio
 from rrg_utils.metrics.text import check_pairs
 
