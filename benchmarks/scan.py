@@ -39,11 +39,12 @@ def pscan(u, delta, A, B, C):
 
 
 def indexing(u, delta, A, B, C):
-    """The published reference loops: x[..., t] inside the loop."""
+    """The published reference loops: decay and input of all steps first, and [:, :, t] of them inside the loop."""
+    decay = torch.exp(delta[..., None] * A[:, None])
+    inflow = (delta * u)[..., None] * B.mT[:, None]
     h, y = 0, []
     for t in range(u.shape[-1]):
-        decay = torch.exp(delta[..., t, None] * A)
-        h = decay * h + (delta[..., t] * u[..., t])[..., None] * B[:, None, :, t]
+        h = decay[:, :, t] * h + inflow[:, :, t]
         y.append((h * C[:, None, :, t]).sum(-1))
     return torch.stack(y, -1)
 
