@@ -13,7 +13,22 @@ import numpy as np
 from scipy import ndimage
 
 from rrg_utils.data import anatomy
-from rrg_utils.data.anatomy import AIRWAY, AORTA, LEFT_LUNG, LLL, LUL, RIB, RIGHT_LUNG, RLL, RML, RUL, Patient
+from rrg_utils.data.anatomy import (
+    AIRWAY,
+    AORTA,
+    BONE,
+    FILM_MM,
+    LEFT_LUNG,
+    LLL,
+    LUL,
+    RIB,
+    RIGHT_LUNG,
+    RLL,
+    RML,
+    RUL,
+    VERTEBRA,
+    Patient,
+)
 from rrg_utils.data.mesh import Finding
 
 SIDES = ("right", "left")
@@ -153,7 +168,9 @@ def _fill(patient: Patient, window: tuple[slice, ...], alpha: np.ndarray, target
 
 
 def _within(patient: Patient, window: tuple[slice, ...], classes: tuple[int, ...]) -> np.ndarray:
-    return np.isin(patient.tissue[window], classes)
+    table = np.zeros(16, bool)
+    table[list(classes)] = True
+    return table[patient.tissue[window]]
 
 
 def _step(x: np.ndarray) -> np.ndarray:
@@ -287,10 +304,10 @@ def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
 
 def _lungs(patient: Patient, which: tuple[str, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
     """The bounding box of the named lungs and the mask of their voxels in it."""
+    boxes = [patient.lungs[side] for side in which]
+    window = tuple(slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3))
     classes = [k for side in which for k in (RIGHT_LUNG if side == "right" else LEFT_LUNG)]
-    lung = np.isin(patient.tissue, classes)
-    window = ndimage.find_objects(lung.view(np.uint8))[0]
-    return window, lung[window]
+    return window, _within(patient, window, tuple(classes))
 
 
 def _grid(patient: Patient, window: tuple[slice, ...], centre: np.ndarray) -> list[np.ndarray]:
@@ -444,6 +461,42 @@ def degenerative_spine(patient, finding, rng, strength) -> Iterator[Blob]:
             yield Blob(tuple(s.start for s in window), (_step((1.3 - far) / 0.6) * 1500 * grade).astype(np.float32))
 
 
+def vertebral_deformity(patient, finding, rng, strength) -> Iterator[Blob]:
+    """One to three vertebral bodies that have lost height in front: a wedge of soft tissue above impacted bone."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    low, high = (0.8, 0.92) if "lumbar vertebrae" in words else (0.42, 0.78)
+    for level in rng.uniform(low, high, size=rng.integers(2, 4) if "multiple" in words else 1):
+        row = int(level * len(patient.tissue))
+        column, depth = patient.marks.spine[row]
+        centre = np.array([row, column, depth]) * patient.spacing + [0, 0, 12]
+        window, (r, c, d) = box(patient, centre, np.array([16.0, 24.0, 24.0]))
+        bone = _within(patient, window, (VERTEBRA,)) * (np.abs(c) < 22)
+        lost = severity(finding) * rng.uniform(6, 10) * np.clip((d + 8) / 26, 0, 1)  # mm, growing to the front
+        density = patient.density[window].astype(np.float32)
+        gap = _step((lost - np.abs(r + 4)) / 2 + 0.5) * np.minimum(1030 - density, 0)
+        dense = _step(1.3 - np.abs(r - 5) / 5) * 380
+        yield Blob(tuple(s.start for s in window), ((gap + dense) * bone * strength).astype(np.float32))
+
+
+def osteopenia(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Bone that has lost mineral: all of the skeleton on the film is less dense."""
+    lost = min(0.9, rng.uniform(0.35, 0.5) * severity(finding) * strength)
+    bone = _within(patient, (slice(None),) * 3, (VERTEBRA, RIB, BONE))
+    change = np.where(bone, np.minimum(1030 - patient.density, 0), 0).astype(np.float32)
+    yield Blob((0, 0, 0), change * np.float32(lost))
+
+
+def hilar_enlargement(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A lobulated hilum: enlarged vessels or nodes where they enter the lung, on both sides unless annotated."""
+    drawn = sides(finding, rng)
+    for side in drawn if finding.side in SIDES else SIDES:
+        sign = -1 if side == "right" else 1
+        hilum = np.array(patient.marks.hilum[side]) * patient.spacing + [8, sign * 8, 0]
+        for _ in range(rng.integers(3, 6)):
+            centre = hilum + rng.normal(0, (9, 5, 9))
+            yield _sphere(patient, centre, rng.uniform(8, 13) * severity(finding) ** 0.5, 1045, min(1, strength), rng)
+
+
 def calcified_aorta(patient, finding, rng, strength) -> Iterator[Blob]:
     """Plaques of calcium in the wall of the aortic arch."""
     centre = np.array(patient.marks.arch) * patient.spacing + [12, 0, 0]
@@ -582,7 +635,19 @@ def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
     words = {*finding.anatomy, *finding.qualifiers}
     at = _trunk(patient)
     drawn = sides(finding, rng)[0]
-    if words & {"mediastinum", "thorax", "sternum", "heart"} or (not words and finding.side is None):
+    if finding.name == "Spinal Fusion":
+        yield from _fusion(patient, words, at)
+    elif finding.name == "Stents" and not words & {"abdomen", "aorta"}:  # in a coronary vessel
+        start = at["heart"] + rng.normal((-12, 12, 14), 5)
+        way = rng.normal(0, 1, 3)
+        way *= rng.uniform(12, 20) / np.linalg.norm(way)
+        yield Wire(np.linspace(start, start + way, 20), 14.0, 1.6)
+    elif "abdomen" in words or finding.name == "Stents":  # clips where the gall bladder was, or an aortic stent
+        row = patient.marks.dome["right"] * patient.pitch
+        for _ in range(rng.integers(3, 7)):
+            start = np.array([row + 45, at["neck"][1] - 38, at["heart"][2]]) + rng.normal(0, 9, 3)
+            yield Wire(np.linspace(start, start + rng.normal(0, 4, 3), 8), 30.0, 1.2)
+    elif words & {"mediastinum", "thorax", "sternum", "heart"} or (not words and finding.side is None):
         low = at["heart"][0] + 25
         for row in np.linspace(at["arch"][0] - 12, low, 6):
             column = at["neck"][1] + 4 + rng.normal(0, 1.5)
@@ -597,6 +662,42 @@ def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
         for _ in range(rng.integers(3, 7)):
             start = centre + rng.normal(0, 11, 3)
             yield Wire(np.linspace(start, start + rng.normal(0, 3.5, 3), 8), 30.0, 1.2)
+
+
+def _fusion(patient, words, at) -> Iterator[Wire]:
+    """Two rods along the spine with screws across: in the neck unless another part of the spine is annotated."""
+    top = 2.0
+    low, high = (top, at["neck"][0] + 8) if words & {"cervical vertebrae"} or not words else (150.0, 225.0)
+    if "lumbar vertebrae" in words:
+        low, high = 245.0, 300.0
+    rows = np.arange(low, high, 1.0)
+    spine = patient.marks.spine[np.minimum(rows / patient.pitch, len(patient.marks.spine) - 1).astype(int)]
+    for shift in (-7, 7):
+        column, depth = spine[:, 0] * patient.pitch + shift, spine[:, 1] * patient.spacing[2]
+        yield Wire(np.stack([rows, column, depth], axis=1), 22.0, 1.6)
+    for k in range(0, len(rows), 18):
+        middle = np.array([rows[k], spine[k, 0] * patient.pitch, spine[k, 1] * patient.spacing[2]])
+        yield Wire(middle + np.linspace((0, -10, 0), (0, 10, 12), 20), 22.0, 1.6)
+
+
+def foreign_body(patient, finding, rng, strength) -> Iterator[Wire]:
+    """A metal object on or in the chest wall (or the belly): a fragment, a rod or a ring of 6 to 20 mm."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    at = _trunk(patient)
+    side = sides(finding, rng)[0]
+    sign = -1 if side == "right" else 1
+    row = rng.uniform(255, 295) if "abdomen" in words else rng.uniform(0.3, 0.7) * FILM_MM
+    column = at["neck"][1] + sign * rng.uniform(45, 105)
+    centre = np.array([row, column, _front(patient, row, column)])
+    size, kind = rng.uniform(3, 10), rng.integers(3)
+    t = np.linspace(0, 2 * np.pi, 40)[:, None]
+    if kind == 0:  # a fragment: a short thick piece
+        yield Wire(centre + np.linspace(-1, 1, 10)[:, None] * rng.normal(0, 1.5, 3), 45.0, size / 2)
+    elif kind == 1:  # a rod
+        way = rng.normal(0, 1, 3) * (1, 1, 0.2)
+        yield Wire(centre + np.linspace(-size, size, 30)[:, None] * way / np.linalg.norm(way), 30.0, 1.2)
+    else:  # a ring, as of a piercing or a button
+        yield Wire(centre + size * np.hstack([np.sin(t), np.cos(t), 0.2 * np.sin(t)]), 24.0, 1.0)
 
 
 def valve(patient, finding, rng, strength) -> Iterator[Wire]:
@@ -620,11 +721,14 @@ DRAWINGS: dict[str, Drawing] = {
     "pneumothorax": pneumothorax,
     "nodule": nodule,
     "mass": mass,
+    "hilar enlargement": hilar_enlargement,
     "calcified lymph node": lymph_node,
     "granuloma": granuloma,
     "emphysema": emphysema,
     "calcified aorta": calcified_aorta,
+    "vertebral deformity": vertebral_deformity,
     "degenerative spine": degenerative_spine,
+    "osteopenia": osteopenia,
     "rib fracture": rib_fracture,
     "scar": scar,
     "interstitial markings": markings,
@@ -633,6 +737,7 @@ DRAWINGS: dict[str, Drawing] = {
     "catheter": catheter,
     "tube": tube,
     "surgical hardware": surgical,
+    "foreign body": foreign_body,
     "valve": valve,
     "pacemaker": pacemaker,
 }
@@ -662,6 +767,10 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         return anatomy.move_diaphragm(at, marks, spacing, *(lift if side in drawn else 0.0 for side in SIDES))
     if name == "tortuous aorta":
         return anatomy.widen_aorta(at, marks, spacing, 13 * grade * wobble)
+    if name == "wide mediastinum":
+        return anatomy.widen_mediastinum(at, marks, spacing, 15 * grade * wobble)
+    if name == "kyphosis":
+        return anatomy.bow_spine(at, marks, spacing, 22 * grade * wobble)
     if name == "scoliosis":
         sign = -1 if "left" in drawn else 1
         return anatomy.bend_spine(at, marks, spacing, sign * 15 * grade * wobble, rng.uniform(-0.5, 0.5) - np.pi / 2)
@@ -678,5 +787,7 @@ BENDS = (
     "hypoinflation",
     "elevated diaphragm",
     "tortuous aorta",
+    "wide mediastinum",
+    "kyphosis",
     "scoliosis",
 )
