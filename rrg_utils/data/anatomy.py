@@ -487,7 +487,8 @@ class Acquisition:
 def deform(base: Patient, seed: int, taken: Acquisition = Acquisition()) -> Patient:
     """Another patient: habitus, inflation, heart size, spine and pose drawn at random and applied to the CT together.
 
-    Ranges are ours, meant to stay within what a radiologist would call normal. Seed 0 changes nothing but how the film is taken.
+    Ranges are ours, meant to stay within what a radiologist would call normal. Seed 0 changes nothing but how the film
+    is taken.
     """
     rng = np.random.default_rng([7, seed])
     spacing = base.spacing
