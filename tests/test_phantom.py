@@ -216,7 +216,8 @@ def test_far_from_a_lesion_nothing_changes(renderer, study, finding, id):
     assert difference[far].max() == 0
 
 
-COMPACT = [name for name in DRAWN if name not in ("pleural effusion", "pneumothorax", "edema", "pacemaker")]
+# A mass may measure 10 cm: it is as large as the blur.
+COMPACT = [name for name in DRAWN if name not in ("pleural effusion", "pneumothorax", "edema", "pacemaker", "mass")]
 
 
 @pytest.mark.parametrize("name", COMPACT)
@@ -284,7 +285,7 @@ def test_effusion_fills_the_bottom_of_its_lung(renderer, study, side):
     lower = rows[0] + (rows[-1] - rows[0]) * 2 / 3
     mask = film.lesions[0].mask
     assert np.argwhere(mask)[:, 0].mean() > lower
-    assert (mask & lung).sum() > 0.9 * mask.sum()
+    assert (mask & ndimage.binary_dilation(lung)).sum() > 0.9 * mask.sum()  # a small one has few pixels of 5 mm
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
