@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import abnormalities, anatomy, hospitals, lesions, mesh, phantom
+from rrg_utils.data import abnormalities, anatomy, hospitals, lesions, mesh, phantom, priors
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import LOBES, REGIONS, View
 from rrg_utils.data.cohort import Cohort, cohort
@@ -101,7 +101,7 @@ def render_films(
         lambda folder: _render(
             folder, studies, PhantomRenderer(size, conspicuity, anatomy.PATIENTS, hospital), view, seed, progress
         ),
-        code=[anatomy, hospitals, lesions, phantom, abnormalities, mesh],
+        code=[anatomy, hospitals, lesions, priors, phantom, abnormalities, mesh],
         resume=True,
     )
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions"))
