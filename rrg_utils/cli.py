@@ -148,6 +148,8 @@ def extract_command(
 def build(
     size: Annotated[int, typer.Option(min=16, help="Height and width of the images in pixels.")] = 128,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    view: Annotated[str, typer.Option(help="frontal or lateral.")] = "frontal",
+    hospital: Annotated[str, typer.Option(help="standard or portable.")] = "standard",
 ) -> None:
     """Render the studies of a split into the cache."""
     from rrg_utils.runner import unknown
@@ -159,7 +161,9 @@ def build(
 
     _show_progress()
     for one in splits if split == "all" else (split,):
-        typer.echo(f"{one}: {len(load_dataset('phantom', one, size))} studies at {size} px")
+        typer.echo(
+            f"{one}: {len(load_dataset('phantom', one, size, view=view, hospital=hospital))} {view} films of {size} px"
+        )
 
 
 @data.command()

@@ -361,12 +361,12 @@ def mass(patient, finding, rng, strength) -> Iterator[Blob]:
 
 
 def granuloma(patient, finding, rng, strength) -> Iterator[Blob]:
-    """A calcified speck of 5-10 mm; where the radiologist's box is larger, several that fill it."""
+    """A calcified speck of 6-12 mm; where the radiologist's box is larger, several that fill it."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else 1):
             centre, _, size = place_box(patient, finding, side, rng, "granuloma", margin=5)
-            radius = float(np.clip(size.min() / 2, 2.5, rng.uniform(3.5, 5.0)))
+            radius = float(np.clip(size.min() / 2, 3.2, rng.uniform(4.0, 6.0)))
             room = np.maximum(size / 2 - radius, 0)
             if room.max() < radius:
                 yield _sphere(patient, centre, radius, 2900, strength)
