@@ -274,7 +274,7 @@ def test_a_lesion_stays_in_its_lobe(renderer, study, name, lobe):
     for number in range(5):
         film = renderer.render(study(f"{name}/lung/{where}/{side}", id=f"{number}"))
         mask = film.lesions[0].mask
-        assert (mask & film.lobes[lobe]).sum() > 0.85 * mask.sum()  # the edges blur over the border on pixels of 5 mm
+        assert (mask & film.lobes[lobe]).sum() > 0.8 * mask.sum()  # the edges blur over the border on pixels of 5 mm
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
