@@ -493,7 +493,7 @@ def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
         y = ((np.arange(window[0].start, window[0].stop) + 0.5).reshape(-1, 1) * patient.pitch - top) / tall
         x = ((np.arange(window[1].start, window[1].stop) + 0.5) * patient.pitch - start) / wide
         x, inner_edge = (x, found.x1) if side == "right" else (1 - x[::-1], 1 - found.x0)
-        lower_edge = max(found.y1, 0.1)  # where the air ends
+        lower_edge = max(found.height, 0.1)  # where the air ends: it rises to the apex of an upright patient
         profile = (1 - 0.6 * np.clip(y / lower_edge, 0, 1)) * _step((lower_edge - y) / (0.25 * found.height))
         profile = profile * _step((inner_edge - x) / (0.25 * found.width))
         with np.errstate(divide="ignore"):
