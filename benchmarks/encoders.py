@@ -12,7 +12,7 @@ import torch
 from common import growth_mb, interleaved, machine, median, peak_mb, save, table
 from torch.utils.flop_counter import FlopCounterMode
 
-from rrg_utils.vision.controls import matched_encoders
+from rrg_utils.vision import matched_encoders
 from rrg_utils.vision.mamba import SelectiveSSM
 
 SIZES = (128, 256, 512, 1024)

@@ -96,6 +96,7 @@ def pretrain_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     studies: Annotated[int | None, typer.Option(min=1, help="Rendered studies to train on.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over them.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first weights and the order.")] = None,
 ) -> None:
     """Pre-train an encoder on rendered studies and write its weights and card under weights/."""
     from rrg_utils.runner import unknown
@@ -108,7 +109,7 @@ def pretrain_command(
     if name not in PRETRAINABLE:
         raise unknown("encoder", name, list(PRETRAINABLE))
     _show_progress()
-    options = {"studies": studies, "epochs": epochs}
+    options = {"studies": studies, "epochs": epochs, "seed": seed}
     typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
 
 
