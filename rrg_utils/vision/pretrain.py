@@ -113,6 +113,14 @@ def _collate(parts: list[Films], labels: np.ndarray):
     return collate
 
 
+def studies_for_training(studies: int, size: int = 128) -> tuple[list[Films], np.ndarray, str]:
+    """Films in parts, labels (studies, C) and a hash of the first rendered studies, from the cache or made now."""
+    reports = balanced_studies(indiana().train, studies, seed=0)
+    parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
+    digest = hashlib.sha256("".join(films.key for films in parts).encode()).hexdigest()[:16]
+    return parts, np.stack([label_vector(report) for report in reports]), digest
+
+
 def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> tuple[Detector, dict]:
     """Train an encoder with its heads on the first `studies` rendered studies; returns it and the card of the training.
 
@@ -123,11 +131,8 @@ def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, 
         raise RRGError(f"unknown encoder {name!r}; can be pre-trained: {', '.join(PRETRAINABLE)}")
     torch.manual_seed(seed)
     detector = Detector(ENCODERS[name](size))
-    reports = balanced_studies(indiana().train, studies, seed=0)
-    parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
-    labels = np.stack([label_vector(report) for report in reports])
+    parts, labels, data = studies_for_training(studies, size)
     val = load_dataset("phantom", "val", size)
-    data = hashlib.sha256("".join(films.key for films in parts).encode()).hexdigest()[:16]
     options = FitOptions(epochs=epochs, batch_size=32, lr=1e-3, weight_decay=0.05, checkpoint_every=100, seed=seed)
     history = fit(
         detector,
