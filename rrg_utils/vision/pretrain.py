@@ -27,7 +27,7 @@ from rrg_utils.artifacts import cache_dir
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import LOBES, REGIONS
 from rrg_utils.data.datasets import Films, indiana, label_vector, load_dataset, render_films
-from rrg_utils.data.synthetic import balanced_studies
+from rrg_utils.data.synthetic import CROWDED, balanced_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.training import FitOptions, fit
 from rrg_utils.vision.controls import CNN, ViT
@@ -115,7 +115,7 @@ def _collate(parts: list[Films], labels: np.ndarray):
 
 def studies_for_training(studies: int, size: int = 128) -> tuple[list[Films], np.ndarray, str]:
     """Films in parts, labels (studies, C) and a hash of the first rendered studies, from the cache or made now."""
-    reports = balanced_studies(indiana().train, studies, seed=0)
+    reports = balanced_studies(indiana().train, studies, seed=0, findings=CROWDED)
     parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
     digest = hashlib.sha256("".join(films.key for films in parts).encode()).hexdigest()[:16]
     return parts, np.stack([label_vector(report) for report in reports]), digest
