@@ -524,6 +524,16 @@ def thickening(patient, finding, rng, strength) -> Iterator[Blob]:
 # --- skeleton, vessels, hernia ----------------------------------------------------------------------------------------
 
 
+def _on_rib(patient: Patient, place: np.ndarray) -> np.ndarray:
+    """The point (mm) on a rib that is nearest to a place: a finding that bends the anatomy may have moved the rib."""
+    for reach in (13.0, 40.0, 400.0):
+        window, _ = box(patient, place, reach)
+        points = (np.argwhere(patient.tissue[window] == RIB) + [s.start for s in window]) * patient.spacing
+        if len(points):
+            return points[((points - place) ** 2).sum(1).argmin()]
+    return place
+
+
 def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
     """A break in one to three ribs: a gap, or a knob of callus where it has healed."""
     words = {*finding.anatomy, *finding.qualifiers}
@@ -536,7 +546,7 @@ def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
         rows = (at[:, 0] > 0.15 * len(patient.tissue)) & (at[:, 0] < 0.75 * len(patient.tissue))
         pool = at[(outward * patient.pitch > 60) & rows]
         for _ in range(rng.integers(2, 4) if "multiple" in words else 1):
-            centre = pool[rng.integers(len(pool))] * patient.spacing
+            centre = _on_rib(patient, pool[rng.integers(len(pool))] * patient.spacing)
             window, (r, c, d) = box(patient, centre, 13.0)
             rib = patient.tissue[window] == RIB
             points = np.argwhere(rib) * patient.spacing
