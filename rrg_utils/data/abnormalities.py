@@ -16,8 +16,8 @@ from rrg_utils.errors import RRGError
 class Abnormality:
     """One class. An annotation belongs to it when its name is in `names` and, if given, it has one of the words.
 
-    `needs`: at least one of these words among anatomy and qualifiers; `bars`: none of these. `observation`: the
-    CheXpert observation it counts as, if any. `region`: the regions of `rrg_utils.data.anatomy.REGIONS` it lies in.
+    `needs`: at least one of these words among anatomy, severity and qualifiers; `bars`: none of these. `observation`:
+    the CheXpert observation it counts as, if any. `region`: the regions of `rrg_utils.data.anatomy.REGIONS` it lies in.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Abnormality:
 
     def covers(self, finding: Finding) -> bool:
         """Whether this class covers the annotation."""
-        words = {*finding.anatomy, *finding.qualifiers}
+        words = {*finding.anatomy, finding.severity, *finding.qualifiers}
         return (
             finding.name in self.names
             and (not self.needs or bool(words & set(self.needs)))
@@ -42,12 +42,38 @@ _OUTSIDE_CHEST = ("abdomen", "shoulder", "humerus", "breast", "clavicle", "neck"
 
 # Order matters: the first class that covers an annotation takes it.
 CLASSES = (
-    Abnormality("cardiomegaly", ("Cardiomegaly", "Heart Failure"), ("heart",), "Cardiomegaly"),
-    Abnormality("cardiomegaly", ("Cardiac Shadow",), ("heart",), "Cardiomegaly", needs=("enlarged", "borderline")),
+    Abnormality("cardiomegaly", ("Cardiomegaly", "Heart Failure", "Pericardial Effusion"), ("heart",), "Cardiomegaly"),
+    Abnormality(
+        "cardiomegaly",
+        ("Cardiac Shadow", "Heart", "Heart Atria", "Heart Ventricles"),
+        ("heart",),
+        "Cardiomegaly",
+        needs=("enlarged", "borderline"),
+    ),
+    Abnormality(
+        "wide mediastinum",
+        ("Mediastinum",),
+        ("mediastinum",),
+        "Enlarged Cardiomediastinum",
+        needs=("prominent", "enlarged"),
+    ),
+    Abnormality(
+        "hilar enlargement",
+        ("Lung", "Pulmonary Artery", "Lymph Nodes"),
+        ("mediastinum", "lungs"),
+        needs=("prominent", "enlarged"),
+        bars=("interstitial",),
+    ),
+    Abnormality("hilar enlargement", ("Hypertension, Pulmonary", "Sarcoidosis"), ("mediastinum", "lungs")),
     Abnormality(
         "pleural effusion", ("Pleural Effusion", "Hydropneumothorax"), ("lungs", "diaphragm"), "Pleural Effusion"
     ),
-    Abnormality("blunted costophrenic angle", ("Costophrenic Angle",), ("lungs", "diaphragm"), needs=("blunted",)),
+    Abnormality(
+        "blunted costophrenic angle",
+        ("Costophrenic Angle", "Sulcus", "Pleura"),
+        ("lungs", "diaphragm"),
+        needs=("blunted", "obscured"),
+    ),
     Abnormality("edema", ("Pulmonary Edema", "Pulmonary Congestion"), ("lungs",), "Edema"),
     Abnormality("consolidation", ("Consolidation", "Airspace Disease", "Infiltrate"), ("lungs",), "Consolidation"),
     Abnormality("pneumonia", ("Pneumonia",), ("lungs",), "Pneumonia"),
@@ -56,15 +82,19 @@ CLASSES = (
     Abnormality("pneumothorax", ("Pneumothorax",), ("lungs",), "Pneumothorax"),
     Abnormality("nodule", ("Nodule",), ("lungs",), "Lung Lesion", bars=_OUTSIDE_CHEST),
     Abnormality("mass", ("Mass",), ("lungs",), "Lung Lesion", bars=_OUTSIDE_CHEST),
+    Abnormality("calcified aorta", ("Atherosclerosis",), ("mediastinum",)),
     Abnormality(
-        "calcified aorta", ("Calcinosis", "Atherosclerosis"), ("mediastinum",), needs=("aorta", "aorta, thoracic")
+        "calcified aorta", ("Calcinosis",), ("mediastinum",), needs=("aorta", "aorta, thoracic", "blood vessels")
     ),
     Abnormality(
-        "calcified lymph node", ("Calcinosis",), ("mediastinum",), needs=("lymph nodes", "hilum", "mediastinum")
+        "calcified lymph node",
+        ("Calcinosis",),
+        ("mediastinum",),
+        needs=("lymph nodes", "hilum", "mediastinum", "paratracheal"),
     ),
     Abnormality("granuloma", ("Calcified Granuloma", "Granuloma", "Granulomatous Disease"), ("lungs",)),
     Abnormality("granuloma", ("Calcinosis",), ("lungs",), needs=("lung",)),
-    Abnormality("emphysema", ("Emphysema", "Pulmonary Emphysema", "Bullous Emphysema"), ("lungs",)),
+    Abnormality("emphysema", ("Emphysema", "Pulmonary Emphysema", "Bullous Emphysema", "Blister"), ("lungs",)),
     Abnormality(
         "hyperinflation", ("Lung, Hyperlucent", "Pulmonary Disease, Chronic Obstructive"), ("lungs", "diaphragm")
     ),
@@ -82,22 +112,50 @@ CLASSES = (
     ),
     Abnormality("tortuous aorta", ("Aortic Aneurysm",), ("mediastinum",), "Enlarged Cardiomediastinum"),
     Abnormality("scoliosis", ("Scoliosis",), ("vertebrae",)),
-    Abnormality("degenerative spine", ("Spondylosis", "Osteophyte"), ("vertebrae",)),
-    Abnormality("degenerative spine", ("Thoracic Vertebrae", "Spine"), ("vertebrae",), needs=("degenerative",)),
+    Abnormality("kyphosis", ("Kyphosis",), ("vertebrae",)),
+    Abnormality("vertebral deformity", ("Deformity", "Fractures, Bone"), ("vertebrae",), needs=_VERTEBRAE),
+    Abnormality(
+        "degenerative spine",
+        ("Spondylosis", "Osteophyte", "Arthritis", "Hyperostosis, Diffuse Idiopathic Skeletal"),
+        ("vertebrae",),
+        bars=("shoulder", "humerus", "clavicle"),
+    ),
+    Abnormality(
+        "degenerative spine",
+        ("Thoracic Vertebrae", "Lumbar Vertebrae", "Cervical Vertebrae", "Spine", "Bone and Bones"),
+        ("vertebrae",),
+        needs=("degenerative",),
+    ),
+    Abnormality("osteopenia", ("Bone Diseases, Metabolic", "Osteoporosis"), ("vertebrae", "ribs")),
     Abnormality("rib fracture", ("Fractures, Bone", "Deformity"), ("ribs",), "Fracture", needs=("ribs",)),
     Abnormality("scar", ("Cicatrix",), ("lungs",)),
-    Abnormality("interstitial markings", ("Markings", "Lung Diseases, Interstitial", "Pulmonary Fibrosis"), ("lungs",)),
+    Abnormality(
+        "interstitial markings",
+        (
+            "Markings",
+            "Lung Diseases, Interstitial",
+            "Pulmonary Fibrosis",
+            "Fibrosis",
+            "Bronchiectasis",
+            "Cystic Fibrosis",
+            "Bronchitis",
+            "Bronchiolitis",
+        ),
+        ("lungs",),
+    ),
+    Abnormality("interstitial markings", ("Lung",), ("lungs",), needs=("interstitial",)),
     Abnormality("pleural thickening", ("Thickening",), ("lungs",), "Pleural Other", needs=("pleura",)),
     Abnormality("hiatal hernia", ("Hernia, Hiatal",), ("mediastinum",)),
     Abnormality("catheter", ("Catheters, Indwelling",), ("mediastinum",), "Support Devices", bars=("abdomen",)),
     Abnormality("tube", ("Tube, Inserted",), ("mediastinum",), "Support Devices"),
     Abnormality(
         "surgical hardware",
-        ("Surgical Instruments", "Sutures"),
-        ("mediastinum",),
+        ("Surgical Instruments", "Sutures", "Stents", "Spinal Fusion"),
+        ("mediastinum", "abdomen", "vertebrae"),
         "Support Devices",
-        bars=_OUTSIDE_CHEST,
+        bars=("shoulder", "humerus", "breast", "clavicle", "neck"),
     ),
+    Abnormality("foreign body", ("Foreign Bodies",), ("lungs", "ribs", "abdomen")),
     Abnormality(
         "valve",
         ("Implanted Medical Device",),
@@ -125,6 +183,32 @@ def present(findings: Iterable[Finding]) -> tuple[str, ...]:
     """The classes that an annotation names, each once, in the order of `ABNORMALITIES`."""
     found = {abnormality(finding) for finding in findings}
     return tuple(name for name in ABNORMALITIES if name in found)
+
+
+# Annotations that name nothing on the film, and why the others that no class covers are not drawn.
+NOTHING_TO_SEE = ("normal", "No Indexing", "Technical Quality of Image Unsatisfactory")
+_REASONS = (
+    ("outside the chest", lambda f: bool({*f.anatomy, *f.qualifiers} & set(_OUTSIDE_CHEST)) or f.name in _ELSEWHERE),
+    ("obscured, not abnormal", lambda f: "obscured" in f.qualifiers),
+    ("rare: fewer than 20 in the archive, or of many kinds", lambda _: True),
+)
+_ELSEWHERE = ("Shoulder", "Humerus", "Abdomen", "Cholelithiasis", "Mastectomy", "Breast Implants", "Nipple Shadow")
+
+
+def coverage(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many annotations are drawn, name nothing to see, or are not drawn, by reason.
+
+    "drawn" over all but "nothing to see" is the share of what names something visible.
+    """
+    counts = {"drawn": 0, "nothing to see": 0} | {f"not drawn: {reason}": 0 for reason, _ in _REASONS}
+    for finding in findings:
+        if abnormality(finding):
+            counts["drawn"] += 1
+        elif finding.name in NOTHING_TO_SEE:
+            counts["nothing to see"] += 1
+        else:
+            counts[f"not drawn: {next(reason for reason, holds in _REASONS if holds(finding))}"] += 1
+    return counts
 
 
 def check(names: Iterable[str]) -> None:

@@ -8,9 +8,10 @@ One CT is one person: the deformed patients say nothing about how real people di
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numba
 import numpy as np
@@ -19,8 +20,9 @@ from scipy import ndimage
 from rrg_utils.artifacts import artifact
 from rrg_utils.data.wheels import wheel_file
 
+View = Literal["frontal", "lateral"]
 FILM_MM = 320.0  # side of the square film; the CT's lungs span 252 x 260 mm
-DEPTH_MM = 2.5  # sampling along the beam of a frontal film
+DEPTH_MM = 2.5  # sampling along the beam of a frontal film, and across a lateral one
 DEPTHS = 108
 PATIENTS = 32
 
@@ -99,7 +101,8 @@ class Patient:
     marks: Landmarks
     pitch: float  # mm per row and per column
     straight: "Patient | None" = None  # the patient before findings bent the anatomy
-    _voxels: dict = field(default_factory=dict, repr=False, compare=False)
+    _voxels: dict = field(init=False, default_factory=dict, repr=False, compare=False)
+    _views: dict = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def spacing(self) -> np.ndarray:
@@ -118,15 +121,26 @@ class Patient:
                 self._voxels[tissue] = np.flatnonzero(self.tissue == tissue).astype(np.int32)
         return np.concatenate([self._voxels[tissue] for tissue in classes])
 
-    @cached_property
-    def projection(self) -> np.ndarray:
-        """Line integrals of the whole volume, frontal, in mm of water: (rows, columns) float32."""
-        return project_density(self.density) * np.float32(DEPTH_MM)
+    def seen(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Line integrals of the whole volume in mm of water, float32, and which of `MASKS` each ray meets, one bit
+        each, uint32: (rows, columns) frontal, (rows, depths) lateral."""
+        if view not in self._views:
+            if view == "frontal":
+                water, bits = project_frontal(self.density, self.tissue, CLASS_BITS)
+            else:
+                water, bits = project_lateral(self.density, self.tissue, CLASS_BITS)
+            self._views[view] = water * np.float32(self.ray_step(view)), bits
+        return self._views[view]
+
+    def ray_step(self, view: View) -> float:
+        """Length in mm of a ray's way through one voxel."""
+        return DEPTH_MM if view == "frontal" else self.pitch
 
     @cached_property
-    def masks(self) -> np.ndarray:
-        """Which of `MASKS` each frontal ray meets, one bit each: (rows, columns) uint32."""
-        return project_bits(self.tissue, CLASS_BITS)
+    def lungs(self) -> dict[str, tuple[slice, ...]]:
+        """The bounding box of each lung."""
+        boxes = {"right": lung_box(self.tissue, RUL, RLL), "left": lung_box(self.tissue, LUL, LLL)}
+        return {side: tuple(slice(int(a), int(b)) for a, b in box) for side, box in boxes.items()}
 
     def bent(self, displacement: np.ndarray) -> "Patient":
         """This patient with the anatomy pulled through a displacement field (mm, on `nodes`)."""
@@ -350,6 +364,40 @@ def widen_aorta(at: np.ndarray, marks: Landmarks, spacing: np.ndarray, mm: float
     return out
 
 
+def widen_mediastinum(at: np.ndarray, marks: Landmarks, spacing: np.ndarray, mm: float) -> np.ndarray:
+    """Displacement that moves both edges of the upper mediastinum outwards by `mm`."""
+    arch = np.array(marks.arch) * spacing
+    row = np.clip(at[..., 0] / spacing[0], 0, len(marks.spine) - 1).astype(int)
+    across = (at[..., 1] - marks.spine[row, 0] * spacing[1]) / 42
+    height = _step((at[..., 0] - arch[0] + 60) / 40) * _step((arch[0] + 70 - at[..., 0]) / 45)
+    out = np.zeros_like(at)
+    out[..., 1] = -mm * height * across * np.exp((1 - across**2) / 2)  # `mm` at 42 mm from the midline, 0 on it
+    return out
+
+
+def bow_spine(at: np.ndarray, marks: Landmarks, spacing: np.ndarray, mm: float) -> np.ndarray:
+    """Displacement that bows the thoracic spine backwards by `mm` at its middle (a kyphosis)."""
+    row = np.clip(at[..., 0] / spacing[0], 0, len(marks.spine) - 1).astype(int)
+    depth = marks.spine[row, 1] * spacing[2]
+    reach = _step(1 - np.abs(at[..., 2] - depth) / 80)
+    out = np.zeros_like(at)
+    out[..., 2] = mm * reach * np.cos(np.pi * np.clip((at[..., 0] - 130) / 260, -0.5, 0.5)) ** 2
+    return out
+
+
+def diverge(at: np.ndarray, middle: np.ndarray, taken: "Acquisition") -> np.ndarray:
+    """Displacement after which parallel rays see what the diverging ones of an AP film see: the front of the body,
+    nearer to the source, is magnified.
+
+    The magnification is taken relative to the middle of the body, because a film's scale is arbitrary here; that rays
+    away from the centre cross the body slightly obliquely is left out.
+    """
+    if taken.projection == "PA":
+        return np.zeros_like(at)
+    magnify = taken.distance_mm / (taken.distance_mm - (at[..., 2:] - middle[2]))  # depth 0 is posterior
+    return (at - middle) * (1 / magnify - 1) * np.array([1.0, 1.0, 0.0])
+
+
 def turn(at: np.ndarray, middle: np.ndarray, roll: float, tilt: float, pitch_deg: float) -> np.ndarray:
     """Displacement of a rotation in degrees: roll about the vertical axis, tilt in the film plane, pitch (lordosis)."""
     v, h, t = np.deg2rad([roll, tilt, pitch_deg])
@@ -425,20 +473,36 @@ def describe(density: np.ndarray, tissue: np.ndarray, pitch: float) -> Patient:
     return Patient(density, tissue, np.clip(wall, 0, 255).astype(np.uint8), landmarks(tissue), pitch)
 
 
-def deform(base: Patient, seed: int) -> Patient:
+@dataclass(frozen=True)
+class Acquisition:
+    """How a frontal film is taken: from the back at some 1.8 m, with rays that we take as parallel ("PA"), or in bed
+    from the front, close enough that the heart is magnified ("AP")."""
+
+    projection: Literal["PA", "AP"] = "PA"
+    distance_mm: float = 870.0  # of the source from the middle of the body, for AP
+    inspiration_mm: float = 0.0  # how much lower the diaphragm stands than in the CT, on average
+    heart: float = 1.0  # how much wider the heart is: lying down widens it
+
+
+def deform(base: Patient, seed: int, taken: Acquisition = Acquisition()) -> Patient:
     """Another patient: habitus, inflation, heart size, spine and pose drawn at random and applied to the CT together.
 
-    Ranges are ours, meant to stay within what a radiologist would call normal.
+    Ranges are ours, meant to stay within what a radiologist would call normal. Seed 0 changes nothing but how the film
+    is taken.
     """
     rng = np.random.default_rng([7, seed])
     spacing = base.spacing
     at = nodes(base.tissue.shape, base.pitch)
     middle = np.array(base.tissue.shape) * spacing / 2
     width, depth = rng.uniform(0.93, 1.08), rng.uniform(0.9, 1.12)
-    displacement = (at - middle) * (1 / np.array([1.0, width, depth]) - 1)
-    lower = rng.normal(0, 6)
+    displacement = diverge(at, middle, taken)
+    if seed == 0:
+        other = base.bent(displacement)
+        return describe(other.density, other.tissue, base.pitch)
+    displacement += (at - middle) * (1 / np.array([1.0, width, depth]) - 1)
+    lower = taken.inspiration_mm + rng.normal(0, 6)
     displacement += move_diaphragm(at, base.marks, spacing, lower + rng.normal(0, 3), lower + rng.normal(0, 3))
-    displacement += scale_heart(at, base.marks, spacing, rng.uniform(0.78, 0.95))
+    displacement += scale_heart(at, base.marks, spacing, taken.heart * rng.uniform(0.78, 0.95))
     displacement += bend_spine(at, base.marks, spacing, rng.normal(0, 2), rng.uniform(0, 2 * np.pi))
     displacement += turn(at, middle, rng.normal(0, 2.5), rng.normal(0, 1), rng.normal(0, 2.5))
     displacement += roughen(at, rng, 3.5)
@@ -449,7 +513,7 @@ def deform(base: Patient, seed: int) -> Patient:
 _ARRAYS = ("density", "tissue", "wall")
 
 
-def _build(folder: Path, size: int, count: int) -> None:
+def _build(folder: Path, size: int, count: int, taken: Acquisition) -> None:
     base = describe(*scan(size), FILM_MM / size)
     shape = (count, *base.tissue.shape)
     stacks = {
@@ -457,21 +521,21 @@ def _build(folder: Path, size: int, count: int) -> None:
         for name in _ARRAYS
     }
     for number in range(count):
-        patient = base if number == 0 else deform(base, number)
+        patient = base if number == 0 and taken == Acquisition() else deform(base, number, taken)
         for name in _ARRAYS:
             stacks[name][number] = getattr(patient, name)
 
 
-@lru_cache(maxsize=2)
-def patients(size: int, count: int = PATIENTS) -> tuple[Patient, ...]:
+@lru_cache(maxsize=4)
+def patients(size: int, count: int = PATIENTS, taken: Acquisition = Acquisition()) -> tuple[Patient, ...]:
     """The patients at film size `size`; made once (under a minute at 128 px), cached, then memory-mapped.
 
-    Patient 0 is the CT as it is, the others are deformed from it.
+    Patient 0 is the CT as it is (as the hospital takes its films), the others are deformed from it.
     """
     folder = artifact(
         "patients",
-        {"size": size, "count": count},
-        lambda folder: _build(folder, size, count),
+        {"size": size, "count": count, "acquisition": asdict(taken)},
+        lambda folder: _build(folder, size, count, taken),
         code=[sys.modules[__name__]],
     )
     stacks = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
@@ -483,28 +547,46 @@ def patients(size: int, count: int = PATIENTS) -> tuple[Patient, ...]:
 
 
 @numba.njit(nogil=True, cache=True)
-def project_density(density):
-    """Line integral along depth: (R, C, D) int16 -> (R, C) float32 in voxels of water (1 = one voxel of water)."""
+def project_frontal(density, tissue, bits):
+    """Sums of density (R, C, D) int16 along depth, in voxels of water (R, C) float32; masks met, (R, C) uint32."""
     rows, cols, depths = density.shape
-    out = np.empty((rows, cols), np.float32)
+    out, out_bits = np.empty((rows, cols), np.float32), np.empty((rows, cols), np.uint32)
     for r in range(rows):
         for c in range(cols):
-            total = 0
+            total, seen = 0, np.uint32(0)
             for d in range(depths):
                 total += density[r, c, d]
-            out[r, c] = total / 1000
-    return out
+                seen |= bits[tissue[r, c, d]]
+            out[r, c], out_bits[r, c] = total / 1000, seen
+    return out, out_bits
 
 
 @numba.njit(nogil=True, cache=True)
-def project_bits(tissue, bits):
-    """Which of the masks (bits of `bits[class]`) each ray along depth meets: (R, C, D) uint8 -> (R, C) uint32."""
-    rows, cols, depths = tissue.shape
-    out = np.zeros((rows, cols), np.uint32)
+def project_lateral(density, tissue, bits):
+    """As `project_frontal`, along the columns: (R, D)."""
+    rows, cols, depths = density.shape
+    out, out_bits = np.empty((rows, depths), np.float32), np.zeros((rows, depths), np.uint32)
     for r in range(rows):
+        total = np.zeros(depths, np.int64)
         for c in range(cols):
-            seen = np.uint32(0)
             for d in range(depths):
-                seen |= bits[tissue[r, c, d]]
-            out[r, c] = seen
-    return out
+                total[d] += density[r, c, d]
+                out_bits[r, d] |= bits[tissue[r, c, d]]
+        for d in range(depths):
+            out[r, d] = total[d] / 1000
+    return out, out_bits
+
+
+@numba.njit(nogil=True, cache=True)
+def lung_box(tissue, first, last):
+    """First and one past the last row, column and depth of the classes from `first` to `last`: (3, 2) int64."""
+    box = np.empty((3, 2), np.int64)
+    box[:, 0], box[:, 1] = np.array(tissue.shape), 0
+    for r in range(tissue.shape[0]):
+        for c in range(tissue.shape[1]):
+            for d in range(tissue.shape[2]):
+                if first <= tissue[r, c, d] <= last:
+                    for axis, at in enumerate((r, c, d)):
+                        box[axis, 0] = min(box[axis, 0], at)
+                        box[axis, 1] = max(box[axis, 1], at + 1)
+    return box

@@ -7,7 +7,7 @@ lets a text be judged by what its film shows instead of by what another text hap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rrg_utils.data.abnormalities import abnormality
+from rrg_utils.data.abnormalities import ABNORMALITIES, abnormality
 from rrg_utils.data.mesh import Finding
 from rrg_utils.data.reports import Report
 from rrg_utils.errors import RRGError
@@ -43,52 +43,43 @@ _CODES = {
 }
 ENCODED = tuple(_CODES)  # the observations that an annotation can encode
 
-# Finding of a text -> the class of the annotation that shows it on a film. Texts are coarser at times (a calcified node
-# or granuloma) and finer at times (infiltrate, airspace disease): both sides speak of the classes on the right.
-# Findings that are not drawn, and those that the rules cannot tell from others (a valve among implants), are left out.
-_CLASS = {
-    "cardiomegaly": "cardiomegaly",
-    "enlarged cardiomediastinum": "cardiomegaly",
-    "heart failure": "cardiomegaly",
-    "pleural effusion": "pleural effusion",
-    "hydropneumothorax": "pleural effusion",
-    "blunted costophrenic angle": "blunted costophrenic angle",
-    "edema": "edema",
-    "vascular congestion": "edema",
-    "consolidation": "consolidation",
-    "airspace disease": "consolidation",
-    "infiltrate": "consolidation",
-    "pneumonia": "pneumonia",
-    "atelectasis": "atelectasis",
-    "volume loss": "atelectasis",
-    "opacity": "opacity",
-    "nodular opacity": "opacity",
-    "pneumothorax": "pneumothorax",
-    "nodule": "nodule",
-    "mass": "mass",
-    "calcified aorta": "calcified aorta",
-    "calcified granuloma": "granuloma",
-    "emphysema": "emphysema",
-    "hyperinflation": "hyperinflation",
-    "low lung volumes": "hypoinflation",
-    "elevated diaphragm": "elevated diaphragm",
-    "tortuous aorta": "tortuous aorta",
-    "aortic aneurysm": "tortuous aorta",
-    "scoliosis": "scoliosis",
-    "degenerative change": "degenerative spine",
-    "fracture": "rib fracture",
-    "scar": "scar",
-    "interstitial opacity": "interstitial markings",
-    "pleural thickening": "pleural thickening",
-    "hiatal hernia": "hiatal hernia",
-    "catheter": "catheter",
-    "tube": "tube",
-    "surgical clips": "surgical hardware",
-    "sternotomy": "surgical hardware",
-    "pacemaker": "pacemaker",
+# What a text mentions, in the labeller's words, when it speaks of each class.
+MENTIONED: dict[str, tuple[str, ...]] = {name: (name,) for name in ABNORMALITIES} | {
+    "cardiomegaly": ("cardiomegaly", "enlarged cardiomediastinum", "heart failure"),
+    "wide mediastinum": ("widened mediastinum",),
+    "hilar enlargement": ("hilar enlargement", "lymphadenopathy"),
+    "pleural effusion": ("pleural effusion", "hydropneumothorax"),
+    "edema": ("edema", "vascular congestion"),
+    "consolidation": ("consolidation", "airspace disease", "infiltrate"),
+    "pneumonia": ("pneumonia", "infiltrate", "airspace disease", "consolidation"),
+    "atelectasis": ("atelectasis", "volume loss"),
+    "opacity": ("opacity", "nodular opacity"),
+    "nodule": ("nodule", "nodular opacity"),
+    "calcified lymph node": ("calcified granuloma",),
+    "granuloma": ("calcified granuloma",),
+    "hypoinflation": ("low lung volumes",),
+    "tortuous aorta": ("tortuous aorta", "aortic aneurysm"),
+    "degenerative spine": ("degenerative change",),
+    "rib fracture": ("fracture",),
+    "interstitial markings": ("interstitial opacity",),
+    "surgical hardware": ("surgical clips", "sternotomy"),
+    "valve": ("implant",),
+    "pacemaker": ("pacemaker", "implant"),
 }
+# A text is coarser than the annotation at times: a calcified node and a granuloma of the lung read alike, and so do the
+# implants and enlarged nodes. Where several classes share a mention, the first one takes it: infiltrate and airspace
+# disease count as consolidation, a nodular opacity as an opacity.
 _COARSER = {"calcified lymph node": "granuloma"}
-VISIBLE = tuple(dict.fromkeys(_CLASS.values()))  # the classes that both a text and a film can show
+_TELLS_NOTHING = ("implant", "lymphadenopathy")
+_CLASS: dict[str, str] = {
+    mention: _COARSER.get(name, name)
+    for name in reversed(ABNORMALITIES)
+    for mention in MENTIONED[name]
+    if mention not in _TELLS_NOTHING
+}
+VISIBLE = tuple(
+    name for name in ABNORMALITIES if name in _CLASS.values()
+)  # the classes that both a text and a film can show
 _PLACES = ("upper lobe", "middle lobe", "lower lobe", "lingula", "apex", "base")
 _SEVERITY = {"borderline": "mild", "small": "mild", "large": "severe"}
 

@@ -14,38 +14,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rrg_utils.data.abnormalities import ABNORMALITIES
+from rrg_utils.data.annotation import MENTIONED
 from rrg_utils.data.mesh import NORMAL, Finding
 from rrg_utils.data.reports import Report, clean, sentences
 from rrg_utils.data.synthetic import caption, first_of_each
 from rrg_utils.labels.mentions import mentions
 
-# What a sentence about each class mentions, in the labeller's words, and a pattern where these do not tell it alone.
-_MENTIONED: dict[str, tuple[str, ...]] = {name: (name,) for name in ABNORMALITIES} | {
-    "cardiomegaly": ("cardiomegaly", "enlarged cardiomediastinum", "heart failure"),
-    "pleural effusion": ("pleural effusion", "hydropneumothorax"),
-    "edema": ("edema", "vascular congestion"),
-    "consolidation": ("consolidation", "airspace disease", "infiltrate"),
-    "pneumonia": ("pneumonia", "infiltrate", "airspace disease", "consolidation"),
-    "atelectasis": ("atelectasis", "volume loss"),
-    "opacity": ("opacity", "nodular opacity"),
-    "nodule": ("nodule", "nodular opacity"),
-    "calcified lymph node": ("calcified granuloma", "lymphadenopathy"),
-    "granuloma": ("calcified granuloma",),
-    "hypoinflation": ("low lung volumes",),
-    "tortuous aorta": ("tortuous aorta", "aortic aneurysm"),
-    "degenerative spine": ("degenerative change",),
-    "rib fracture": ("fracture",),
-    "interstitial markings": ("interstitial opacity",),
-    "surgical hardware": ("surgical clips", "sternotomy"),
-    "valve": ("implant",),
-    "pacemaker": ("pacemaker", "implant"),
-}
 # What it must not mention: a sentence about several classes would bring findings that the study does not have.
 _OF_OTHERS = {
-    name: set().union(*(known for other, known in _MENTIONED.items() if other != name)) - set(_MENTIONED[name])
+    name: set().union(*(known for other, known in MENTIONED.items() if other != name)) - set(MENTIONED[name])
     for name in ABNORMALITIES
 }
-_PATTERN = {"valve": r"valv", "pacemaker": r"pace|icd|defib|generator|lead", "rib fracture": r"\brib"}
+# Patterns where mentions do not tell a class alone.
+_PATTERN = {
+    "calcified lymph node": r"node|hil",
+    "valve": r"valv",
+    "pacemaker": r"pace|icd|defib|generator|lead",
+    "rib fracture": r"\brib",
+}
 
 # Mentions that cannot stand beside a class: sentences with one of them make room for it.
 _HEART = {"normal heart", "normal cardiomediastinum", "cardiomegaly"}
@@ -64,7 +50,12 @@ _CONTRADICTED: dict[str, set[str]] = dict.fromkeys(ABNORMALITIES, _LUNGS) | {
     "calcified aorta": _MEDIASTINUM,
     "calcified lymph node": _MEDIASTINUM,
     "hiatal hernia": _MEDIASTINUM,
+    "wide mediastinum": _MEDIASTINUM,
+    "hilar enlargement": _MEDIASTINUM,
     "scoliosis": {"normal bones"},
+    "kyphosis": {"normal bones"},
+    "osteopenia": {"normal bones"},
+    "vertebral deformity": {"normal bones", "fracture"},
     "degenerative spine": {"normal bones"},
     "rib fracture": {"normal bones", "fracture"},
     "hyperinflation": _VOLUME,
@@ -73,6 +64,7 @@ _CONTRADICTED: dict[str, set[str]] = dict.fromkeys(ABNORMALITIES, _LUNGS) | {
     "catheter": set(),
     "tube": set(),
     "surgical hardware": set(),
+    "foreign body": set(),
     "valve": _HEART,
     "pacemaker": _HEART,
 }
@@ -143,7 +135,7 @@ class Composer:
 def _is_about(name: str, text: str, claimed: set[str]) -> bool:
     """Whether a sentence that claims these mentions speaks of a class, and of no other one."""
     return (
-        bool(claimed & set(_MENTIONED[name]))
+        bool(claimed & set(MENTIONED[name]))
         and not claimed & _OF_OTHERS[name]
         and (name not in _PATTERN or re.search(_PATTERN[name], text, re.IGNORECASE) is not None)
     )

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import abnormalities, anatomy, lesions, mesh, phantom
+from rrg_utils.data import abnormalities, anatomy, hospitals, lesions, mesh, phantom, priors
 from rrg_utils.data.abnormalities import ABNORMALITIES
-from rrg_utils.data.anatomy import LOBES, REGIONS
+from rrg_utils.data.anatomy import LOBES, REGIONS, View
 from rrg_utils.data.cohort import Cohort, cohort
 from rrg_utils.data.phantom import PhantomRenderer
-from rrg_utils.data.reports import Report, clean, load_indiana
+from rrg_utils.data.reports import Report, clean, load_indiana, study_views
 from rrg_utils.errors import RRGError
 
 if TYPE_CHECKING:
@@ -76,21 +76,32 @@ def label_vector(report: Report) -> np.ndarray:
 
 
 def render_films(
-    studies: Sequence[Report], size: int, *, seed: int = 0, conspicuity: float = 1.0, progress: bool | None = None
+    studies: Sequence[Report],
+    size: int,
+    *,
+    seed: int = 0,
+    conspicuity: float = 1.0,
+    view: View = "frontal",
+    hospital: str = "standard",
+    progress: bool | None = None,
 ) -> Films:
-    """Frontal films of the studies, from the cache or rendered now on all cores; an interrupted call is continued."""
+    """Films of the studies, from the cache or rendered now on all cores; an interrupted call is continued."""
     inputs = {
         "studies": _digest(studies),
         "size": size,
         "seed": seed,
         "conspicuity": conspicuity,
+        "view": view,
+        "hospital": hospital,
         "patients": anatomy.PATIENTS,
     }
     folder = artifact(
         "films",
         inputs,
-        lambda folder: _render(folder, studies, size, seed, conspicuity, progress),
-        code=[anatomy, lesions, phantom, abnormalities, mesh],
+        lambda folder: _render(
+            folder, studies, PhantomRenderer(size, conspicuity, anatomy.PATIENTS, hospital), view, seed, progress
+        ),
+        code=[anatomy, hospitals, lesions, priors, phantom, abnormalities, mesh],
         resume=True,
     )
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions"))
@@ -104,10 +115,12 @@ def _digest(studies: Sequence[Report]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _render(folder: Path, studies: Sequence[Report], size: int, seed: int, conspicuity: float, progress) -> None:
+def _render(
+    folder: Path, studies: Sequence[Report], renderer: PhantomRenderer, view: View, seed: int, progress
+) -> None:
     from tqdm.auto import tqdm
 
-    renderer = PhantomRenderer(size, conspicuity, anatomy.PATIENTS)
+    size = renderer.size
     shapes = {
         "images": ((len(studies), size, size), np.uint8),
         "lesions": ((len(studies), len(ABNORMALITIES), CELLS * CELLS // 8), np.uint8),
@@ -122,7 +135,7 @@ def _render(folder: Path, studies: Sequence[Report], size: int, seed: int, consp
 
     def chunk(number: int) -> None:
         for index in range(number * _CHUNK, min((number + 1) * _CHUNK, len(studies))):
-            film = renderer.render(studies[index], seed=seed)
+            film = renderer.render(studies[index], view, seed)
             arrays["images"][index] = np.round(film.image * 255)
             arrays["lesions"][index] = np.packbits(_lesion_cells(film), axis=-1)
             arrays["regions"][index] = np.packbits(
@@ -168,17 +181,30 @@ def indiana() -> Cohort:
 
 
 class PhantomDataset(Sequence[Study]):
-    """The studies of one split with rendered films."""
+    """The studies of one split with rendered films, taken in one view at one hospital."""
 
-    def __init__(self, split: str, size: int, limit: int | None = None, conspicuity: float = 1.0):
-        self.split, self.size, self.conspicuity = split, size, conspicuity
-        self.reports: tuple[Report, ...] = getattr(indiana(), split)
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        limit: int | None = None,
+        conspicuity: float = 1.0,
+        view: View = "frontal",
+        hospital: str = "standard",
+    ):
+        self.split, self.size, self.conspicuity, self.view, self.hospital = split, size, conspicuity, view, hospital
+        section = hospitals.hospital(hospital).section
+        self.reports: tuple[Report, ...] = tuple(
+            report
+            for report in getattr(indiana(), split)
+            if view in study_views(report) and clean(getattr(report, section))
+        )
         # The whole split is rendered once, whatever the limit: notebooks of different sizes share it.
-        self.films = render_films(self.reports, size, conspicuity=conspicuity)
+        self.films = render_films(self.reports, size, conspicuity=conspicuity, view=view, hospital=hospital)
         if limit is not None:
             self.reports = self.reports[:limit]
         self.labels = np.stack([label_vector(report) for report in self.reports])
-        self.texts = [clean(report.findings) for report in self.reports]
+        self.texts = [clean(getattr(report, section)) for report in self.reports]
 
     @property
     def images(self) -> np.ndarray:
@@ -193,11 +219,12 @@ class PhantomDataset(Sequence[Study]):
             raise IndexError(index)
         report = self.reports[index]
         image = self.images[index].astype(np.float32) / 255
-        return Study(report.id, "frontal", image, self.texts[index], self.labels[index], report)
+        return Study(report.id, self.view, image, self.texts[index], self.labels[index], report)
 
     def phantom(self, index: int, without: Sequence = ()) -> phantom.Phantom:
         """The film of a study rendered again with its masks, or its counterfactual."""
-        return PhantomRenderer(self.size, self.conspicuity).render(self.reports[index], without=without)
+        renderer = PhantomRenderer(self.size, self.conspicuity, anatomy.PATIENTS, self.hospital)
+        return renderer.render(self.reports[index], self.view, without=without)
 
 
 def load_dataset(
@@ -206,6 +233,8 @@ def load_dataset(
     size: int = 128,
     limit: int | None = None,
     root: str | Path | None = None,
+    view: View = "frontal",
+    hospital: str = "standard",
 ) -> "PhantomDataset | RadiographDataset":
     """Studies of a split: "train", "val" or "test". `limit` keeps the first so many. `Study` is the same for every
     source.
@@ -213,6 +242,9 @@ def load_dataset(
     source: "phantom" pairs the Indiana reports with films rendered from their annotation; it needs no `root`.
     "iu_xray" pairs them with the real films, in one of the layouts of `rrg_utils.data.iu_xray`, and "mimic_cxr" reads a
     credentialed copy of MIMIC-CXR-JPG (`rrg_utils.data.mimic_cxr`); both need `root`.
+
+    Of the phantom only: view "lateral" holds the studies that have a lateral image (`study_views`), and hospital
+    "portable" the shifted department of `rrg_utils.data.hospitals`, whose texts are the impressions.
     """
     if source not in SOURCES:
         raise RRGError(f"unknown data source {source!r}; known are: {', '.join(SOURCES)}")
@@ -220,6 +252,11 @@ def load_dataset(
         raise RRGError(f"unknown split {split!r}; known are: {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise RRGError(f"limit={limit}: give at least 1, or None for all")
+    if view not in phantom.VIEWS:
+        raise RRGError(f"unknown view {view!r}; known are: {', '.join(phantom.VIEWS)}")
+    hospitals.hospital(hospital)
+    if source != "phantom" and (view, hospital) != ("frontal", "standard"):
+        raise RRGError(f"view and hospital are options of the phantom source; {source} has the films it has")
     if source != "phantom":
         from rrg_utils.data import iu_xray, mimic_cxr  # they use what is defined here
 
@@ -228,7 +265,7 @@ def load_dataset(
         raise RRGError(
             f"root={str(root)!r}: the phantom source reads its data from the installed wheels, leave root out"
         )
-    return PhantomDataset(split, size, limit)
+    return PhantomDataset(split, size, limit, view=view, hospital=hospital)
 
 
 def build(size: int = 128, split: str = "all") -> None:

@@ -1,19 +1,36 @@
 """Abnormalities drawn in three dimensions: what each adds to a patient's density, or how it bends the anatomy.
 
 A drawing function takes (patient, finding, rng, strength) and yields what it inserts: `Blob`s (a change of density in a
-box of voxels) or `Wire`s (thin metal along a line). A bending function returns a displacement field. Sizes and
-contrasts are ours (mm, and density with water = 1000), chosen by looking at the rendered films.
+box of voxels) or `Wire`s (thin metal along a line). A bending function returns a displacement field. Where
+radiologists' boxes are at hand (`rrg_utils.data.priors`), size, aspect and place are those of a box drawn at random
+among those whose centre projects into the annotated lobe and side; how deep in the lung is random. The other sizes and
+all contrasts are ours (mm, and density with water = 1000), chosen by looking at the rendered films.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy import ndimage
 
-from rrg_utils.data import anatomy
-from rrg_utils.data.anatomy import AIRWAY, AORTA, LEFT_LUNG, LLL, LUL, RIB, RIGHT_LUNG, RLL, RML, RUL, Patient
+from rrg_utils.data import anatomy, priors
+from rrg_utils.data.anatomy import (
+    AIRWAY,
+    AORTA,
+    BONE,
+    FILM_MM,
+    LEFT_LUNG,
+    LLL,
+    LUL,
+    RIB,
+    RIGHT_LUNG,
+    RLL,
+    RML,
+    RUL,
+    VERTEBRA,
+    Patient,
+)
 from rrg_utils.data.mesh import Finding
 
 SIDES = ("right", "left")
@@ -46,6 +63,12 @@ def severity(finding: Finding) -> float:
     return next((_SEVERITY[word] for word in words if word in _SEVERITY), 1.0)
 
 
+def part(finding: Finding) -> tuple[float, float]:
+    """Which part of the radiologists' boxes, by size, a severity stands for (0 smallest, 1 largest): ours."""
+    grade = severity(finding)
+    return (0.0, 0.4) if grade < 1 else (0.0, 1.0) if grade == 1 else (0.4, 0.75) if grade < 1.3 else (0.7, 1.0)
+
+
 def sides(finding: Finding, rng: np.random.Generator) -> tuple[str, ...]:
     """The sides to draw on; a side that the annotation leaves open is drawn at random."""
     drawn = SIDES[rng.integers(2)]  # always drawn, so that the random stream does not depend on the annotation
@@ -70,11 +93,15 @@ _LOBES = {
 _HEIGHTS = {"apex": (0.03, 0.22), "base": (0.6, 0.88), "hilum": (0.32, 0.55), "lingula": (0.5, 0.75)}
 
 
-def zone(finding: Finding, side: str) -> tuple[tuple[int, ...], tuple[float, float]]:
-    """Tissue classes and range of heights (0 apex, 1 base) in which the annotation places a lung finding."""
+def zone(
+    finding: Finding, side: str, height: tuple[float, float] = (0.1, 0.8)
+) -> tuple[tuple[int, ...], tuple[float, float]]:
+    """Tissue classes and range of heights (0 apex, 1 base) in which the annotation places a lung finding.
+
+    `height` is the range where the annotation names none.
+    """
     words = {*finding.anatomy, *finding.qualifiers}
     classes = RIGHT_LUNG if side == "right" else LEFT_LUNG
-    height = (0.1, 0.8)
     for word in sorted(words):
         classes = _LOBES.get((word, side), classes)
         height = _HEIGHTS.get(word, height)
@@ -93,9 +120,18 @@ def lung_side(finding: Finding, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def place(
-    patient: Patient, finding: Finding, side: str, rng: np.random.Generator, margin: float = 6.0
+    patient: Patient,
+    finding: Finding,
+    side: str,
+    rng: np.random.Generator,
+    margin: float = 6.0,
+    near: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A lung voxel where the annotation puts the finding, at least `margin` mm inside; and the classes of its lobe."""
+    """A lung voxel where the annotation puts the finding, at least `margin` mm inside; and the classes of its lobe.
+
+    near: (row, column) in mm on the film: of 400 voxels drawn from the lobe the nearest in projection is taken, so that
+    its depth is random; without it the first.
+    """
     classes, (high, low) = zone(finding, side)
     marks = patient.marks
     top, bottom = marks.lung_top[side], marks.lung_bottom[side]
@@ -106,7 +142,11 @@ def place(
     good = (height >= high) & (height <= low) & (patient.wall.reshape(-1)[draws] >= margin)
     if not good.any():  # a thin lobe: the deepest voxel of the draw that lies highest in the list
         good = patient.wall.reshape(-1)[draws] >= patient.wall.reshape(-1)[draws].max()
-    row, column, depth = at[good.argmax()]
+    if near is None:
+        row, column, depth = at[good.argmax()]
+    else:
+        away = ((at[:, :2] * patient.pitch - near) ** 2).sum(1)
+        row, column, depth = at[np.where(good, away, np.inf).argmin()]
     # A finding that bends the anatomy may have moved the lobe, or the lung, away from this voxel.
     lung = RIGHT_LUNG if side == "right" else LEFT_LUNG
     if patient.tissue[row, column, depth] not in classes:
@@ -115,6 +155,43 @@ def place(
         if len(rows):
             row = rows[np.abs(rows - row).argmin()]
     return np.array([row, column, depth]) * patient.spacing, classes
+
+
+def lung_frame(patient: Patient) -> tuple[float, float, float, float]:
+    """Top, left, height and width (mm) of both lungs on the film, before findings bent the anatomy."""
+    lungs = (_plain(patient).seen("frontal")[1] >> anatomy.MASKS.index("lungs")) & 1 == 1
+    rows, cols = np.flatnonzero(lungs.any(1)), np.flatnonzero(lungs.any(0))
+    pitch = patient.pitch
+    return rows[0] * pitch, cols[0] * pitch, (rows[-1] + 1 - rows[0]) * pitch, (cols[-1] + 1 - cols[0]) * pitch
+
+
+def _plain(patient: Patient) -> Patient:
+    return patient if patient.straight is None else patient.straight
+
+
+def place_box(
+    patient: Patient, finding: Finding, side: str, rng: np.random.Generator, name: str, margin: float = 6.0
+) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
+    """As `place`, at the centre of a radiologist's box of class `name`; also the (height, width) of the box in mm."""
+    plain = _plain(patient)
+    top, left, tall, wide = lung_frame(patient)
+    marks, pitch = plain.marks, patient.pitch
+    # A box knows its height; only a word of the annotation narrows it.
+    classes, (high, low) = zone(finding, side, height=(0.0, 1.0))
+    lobes = np.bitwise_or.reduce(anatomy.CLASS_BITS[list(classes)]) & ~np.uint32(1 << anatomy.MASKS.index("lungs"))
+
+    def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        row, col = ((top + y * tall) / pitch).astype(int), ((left + x * wide) / pitch).astype(int)
+        height = (row - marks.lung_top[side]) / (marks.lung_bottom[side] - marks.lung_top[side])
+        last = len(plain.seen("frontal")[1]) - 1
+        bits = plain.seen("frontal")[1][np.clip(row, 0, last), np.clip(col, 0, last)]
+        return (bits & lobes != 0) & (height >= high) & (height <= low)
+
+    found = priors.sample(name, side, rng, inside, part(finding))
+    x, y = found.centre
+    near = (top + y * tall, left + x * wide) if found.placed else None
+    centre, classes = place(patient, finding, side, rng, margin, near)
+    return centre, classes, np.array([found.height * tall, found.width * wide])
 
 
 def box(patient: Patient, centre: np.ndarray, reach: np.ndarray | float) -> tuple[tuple[slice, ...], list[np.ndarray]]:
@@ -153,7 +230,9 @@ def _fill(patient: Patient, window: tuple[slice, ...], alpha: np.ndarray, target
 
 
 def _within(patient: Patient, window: tuple[slice, ...], classes: tuple[int, ...]) -> np.ndarray:
-    return np.isin(patient.tissue[window], classes)
+    table = np.zeros(16, bool)
+    table[list(classes)] = True
+    return table[patient.tissue[window]]
 
 
 def _step(x: np.ndarray) -> np.ndarray:
@@ -173,19 +252,19 @@ def _cloud(patient, centre, radii, classes, rng, share) -> Blob:
     return _fill(patient, window, alpha, 1000)
 
 
-def consolidation(patient, finding, rng, strength, share=0.75, size=1.0) -> Iterator[Blob]:
-    """Airspace filled with fluid: two to four overlapping clouds, confined to the lobe."""
-    grade = severity(finding)
-    lungs = RIGHT_LUNG, LEFT_LUNG
+def consolidation(patient, finding, rng, strength, share=0.75, name="consolidation") -> Iterator[Blob]:
+    """Airspace filled with fluid: a cloud as large as the radiologist's box with one to three denser ones inside it,
+    confined to the lobe."""
+    grade = severity(finding) ** 0.5
     for side in lung_side(finding, rng):
-        centre, classes = place(patient, finding, side, rng)
-        if (not set(classes) - set(lungs[0]) and len(classes) == 3) or len(classes) == 2:
-            classes = lungs[SIDES.index(side)]
-        for _ in range(rng.integers(2, 5)):
-            radii = rng.uniform(14, 30, size=3) * grade**0.5 * size
-            yield _cloud(
-                patient, centre + rng.normal(0, 13 * size, 3), radii, classes, rng, share * strength * grade**0.5
-            )
+        centre, classes, size = place_box(patient, finding, side, rng, name)
+        depth = np.clip(rng.uniform(0.6, 1.0) * np.sqrt(size.prod()) / 2, 10, 40)
+        half = np.array([*size / 2, depth]) * 1.1  # a cloud is seen to a little inside its radii
+        yield _cloud(patient, centre, half, classes, rng, 0.8 * share * strength * grade)
+        for _ in range(rng.integers(1, 4)):
+            scale = rng.uniform(0.4, 0.7)
+            shift = rng.uniform(-1, 1, 3) * (1 - scale) * half * 0.8
+            yield _cloud(patient, centre + shift, half * scale, classes, rng, 0.4 * share * strength * grade)
 
 
 def opacity(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -198,13 +277,13 @@ def opacity(patient, finding, rng, strength) -> Iterator[Blob]:
     elif words & {"round", "nodular"}:
         yield from nodule(patient, finding, rng, strength)
     else:
-        yield from consolidation(patient, finding, rng, strength, share=0.5, size=0.85)
+        yield from consolidation(patient, finding, rng, strength, share=0.5, name="opacity")
 
 
-def _plate(patient, centre, length, thick, classes, rng, share) -> Blob:
-    """A plate of collapsed or scarred lung, seen nearly edge-on, tilted at random."""
-    window, (r, c, d) = box(patient, centre, length)
-    tilt, lean = rng.uniform(-0.6, 0.6), rng.uniform(-0.25, 0.25)
+def _plate(patient, centre, length, thick, tilt, classes, rng, share) -> Blob:
+    """A plate of collapsed or scarred lung, nearly edge-on; half its length and thickness in mm, tilt in radians."""
+    window, (r, c, d) = box(patient, centre, length + thick)
+    lean = rng.uniform(-0.25, 0.25)
     across = r * np.cos(tilt) + c * np.sin(tilt) + d * lean
     along = -r * np.sin(tilt) + c * np.cos(tilt)
     bend = across + 0.6 * thick * texture(np.broadcast_shapes(r.shape, c.shape, d.shape), rng, coarse=2)
@@ -212,63 +291,91 @@ def _plate(patient, centre, length, thick, classes, rng, share) -> Blob:
     return _fill(patient, window, alpha * share * _within(patient, window, classes), 1000)
 
 
+def _plates(patient, centre, size, thick, count, classes, rng, share) -> Iterator[Blob]:
+    """Plates that fill a box of (height, width) mm: the first from corner to corner, the others shorter within it."""
+    height, width = np.maximum(1.25 * size - 2 * thick, 2 * thick)  # the ends of a plate fade
+    steep = np.arctan2(height, width)
+    for number in range(count):
+        sign = 1 - 2 * rng.integers(2)
+        tilt, length = sign * steep, np.hypot(height, width) / 2
+        shift = np.zeros(3)
+        if number:
+            tilt, length = tilt * rng.uniform(0.2, 1), length * (scale := rng.uniform(0.4, 0.75))
+            shift[:2] = rng.uniform(-0.5, 0.5, 2) * (height, width) * (1 - scale)
+        yield _plate(patient, centre + shift, length, thick, tilt, classes, rng, share)
+
+
 def atelectasis(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Subsegmental collapse: plates 4-7 mm thick, at the bases unless the annotation says otherwise."""
-    grade = severity(finding)
+    """Subsegmental collapse: one to three plates 7-13 mm thick, at the bases unless the annotation says otherwise."""
     if not finding.anatomy:
         finding = Finding(finding.name, ("lung", "base"), finding.side, finding.severity, finding.qualifiers)
     for side in lung_side(finding, rng):
-        for _ in range(rng.integers(1, 4)):
-            centre, classes = place(patient, finding, side, rng)
-            length, thick = rng.uniform(20, 42) * grade**0.5, rng.uniform(3.5, 6.5) * grade**0.5
-            yield _plate(patient, centre, length, thick, classes, rng, min(1.0, 0.9 * strength))
+        centre, classes, size = place_box(patient, finding, side, rng, "atelectasis")
+        thick = rng.uniform(3.5, 6.5) * severity(finding) ** 0.5
+        yield from _plates(patient, centre, size, thick, rng.integers(1, 4), classes, rng, min(1.0, 0.9 * strength))
 
 
 def scar(patient, finding, rng, strength) -> Iterator[Blob]:
-    """A scar: one or two thin short bands; at the apex, a cap of thickened pleura."""
+    """A scar: one or two thin bands."""
     for side in lung_side(finding, rng):
-        for _ in range(rng.integers(1, 3)):
-            centre, classes = place(patient, finding, side, rng, margin=4)
-            length, thick = rng.uniform(14, 30), rng.uniform(2.5, 4.0)
-            yield _plate(patient, centre, length, thick, classes, rng, min(1.0, strength))
+        centre, classes, size = place_box(patient, finding, side, rng, "scar", margin=4)
+        thick = rng.uniform(2.5, 4.0)
+        yield from _plates(patient, centre, size, thick, rng.integers(1, 3), classes, rng, min(1.0, strength))
 
 
 def _sphere(patient, centre, radius, density, share, rng=None) -> Blob:
-    window, (r, c, d) = box(patient, centre, radius * 1.5 + 2 * patient.pitch)
-    far = np.sqrt(r**2 + c**2 + d**2)
+    """A ball; with three radii (row, column, depth) an ellipsoid, with `rng` a knobbly one."""
+    radii = np.broadcast_to(np.float32(radius), 3)
+    mean = float(radii.prod() ** (1 / 3))
+    window, (r, c, d) = box(patient, centre, radii * 1.5 + 2 * patient.pitch)
+    far = np.sqrt((r / radii[0]) ** 2 + (c / radii[1]) ** 2 + (d / radii[2]) ** 2) * mean
     if rng is not None:
         far = far * (1 + 0.12 * texture(far.shape, rng))
-    soft = max(patient.pitch, 0.25 * radius)
-    return _fill(patient, window, _step((radius - far) / soft + 0.5) * share, density)
+    soft = max(patient.pitch, 0.25 * mean)
+    return _fill(patient, window, _step((mean - far) / soft + 0.5) * share, density)
+
+
+def _radii(size: np.ndarray) -> np.ndarray:
+    """Half axes (row, column, depth) of a body that fills a box of (height, width) mm."""
+    return np.array([*size, min(np.sqrt(size.prod()), 60.0)]) / 2
 
 
 def nodule(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Round, 8-25 mm across, of soft-tissue density."""
+    """Roundish, up to 3 cm across, of soft-tissue density."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(2, 5) if "multiple" in words else 1):
-            centre, _ = place(patient, finding, side, rng, margin=8)
-            yield _sphere(patient, centre, rng.uniform(5, 11) * severity(finding), 1080, min(1, strength), rng)
+            centre, _, size = place_box(patient, finding, side, rng, "nodule", margin=8)
+            yield _sphere(patient, centre, _radii(size), 1080, min(1, strength), rng)
 
 
 def mass(patient, finding, rng, strength) -> Iterator[Blob]:
-    """As a nodule, 30-60 mm across and lobulated."""
+    """As a nodule, more than 3 cm across and lobulated."""
     for side in lung_side(finding, rng):
-        centre, _ = place(patient, finding, side, rng, margin=14)
-        radius = rng.uniform(15, 28) * severity(finding) ** 0.5
+        centre, _, size = place_box(patient, finding, side, rng, "mass", margin=14)
+        radii = _radii(size) * 1.1
         for _ in range(3):
-            yield _sphere(
-                patient, centre + rng.normal(0, radius * 0.4, 3), radius * rng.uniform(0.6, 0.9), 1040, strength, rng
-            )
+            scale = rng.uniform(0.65, 0.95)
+            shift = rng.uniform(-1, 1, 3) * (1 - scale) * radii
+            yield _sphere(patient, centre + shift, radii * scale, 1040, strength, rng)
 
 
 def granuloma(patient, finding, rng, strength) -> Iterator[Blob]:
-    """A calcified speck of 5-10 mm."""
+    """A calcified speck of 5-10 mm; where the radiologist's box is larger, several that fill it."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
-        for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else rng.integers(1, 3)):
-            centre, _ = place(patient, finding, side, rng, margin=5)
-            yield _sphere(patient, centre, rng.uniform(2.5, 5.0), 2900, strength)
+        for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else 1):
+            centre, _, size = place_box(patient, finding, side, rng, "granuloma", margin=5)
+            radius = float(np.clip(size.min() / 2, 2.5, rng.uniform(3.5, 5.0)))
+            room = np.maximum(size / 2 - radius, 0)
+            if room.max() < radius:
+                yield _sphere(patient, centre, radius, 2900, strength)
+                continue
+            # Two at opposite corners, the others anywhere between them.
+            corner = np.array([1, 1 - 2 * rng.integers(2)])
+            for at in (corner, -corner, *rng.uniform(-1, 1, (rng.integers(0, 3), 2))):
+                shift = np.array([*at * room, rng.uniform(-1, 1) * room.mean()])
+                yield _sphere(patient, centre + shift, radius, 2900, strength)
 
 
 def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -287,10 +394,10 @@ def lymph_node(patient, finding, rng, strength) -> Iterator[Blob]:
 
 def _lungs(patient: Patient, which: tuple[str, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
     """The bounding box of the named lungs and the mask of their voxels in it."""
+    boxes = [patient.lungs[side] for side in which]
+    window = tuple(slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3))
     classes = [k for side in which for k in (RIGHT_LUNG if side == "right" else LEFT_LUNG)]
-    lung = np.isin(patient.tissue, classes)
-    window = ndimage.find_objects(lung.view(np.uint8))[0]
-    return window, lung[window]
+    return window, _within(patient, window, tuple(classes))
 
 
 def _grid(patient: Patient, window: tuple[slice, ...], centre: np.ndarray) -> list[np.ndarray]:
@@ -315,16 +422,17 @@ def edema(patient, finding, rng, strength) -> Iterator[Blob]:
 
 
 def markings(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Prominent interstitial or bronchovascular markings: a net of thin dense strands, stronger near the hila."""
+    """Prominent interstitial or bronchovascular markings: a net of thin dense strands through the radiologist's box."""
     words = {*finding.anatomy, *finding.qualifiers}
+    if "bronchovascular" in words:
+        finding = Finding(finding.name, ("lung", "hilum"), finding.side, finding.severity, finding.qualifiers)
     drawn = sides(finding, rng)
     for side in drawn if finding.side in SIDES else SIDES:
-        window, lung = _lungs(patient, (side,))
-        r, c, d = _grid(patient, window, np.array(patient.marks.hilum[side]) * patient.spacing + [10, 0, 0])
-        spread = 55 if "bronchovascular" in words else 85
-        fade = np.exp(-((r / spread) ** 2 + (c / spread) ** 2 + (d / 90) ** 2) / 1.2)
-        if words & {"base", "lower lobe"}:
-            fade = fade * _step((r + 30) / 50)
+        centre, _, size = place_box(patient, finding, side, rng, "interstitial markings")
+        half = 0.56 * size  # fades within the box's edge
+        window, (r, c, _) = box(patient, centre, np.array([*half * 1.15, 1000.0]))
+        lung = _within(patient, window, RIGHT_LUNG if side == "right" else LEFT_LUNG)
+        fade = _step((1.1 - np.abs(r) / half[0]) / 0.4) * _step((1.1 - np.abs(c) / half[1]) / 0.4)
         strands = _step(1 - np.abs(texture(lung.shape, rng)) / 0.28)
         yield _fill(patient, window, 0.5 * severity(finding) * strength * fade * strands * lung, 1000)
 
@@ -342,62 +450,70 @@ def emphysema(patient, finding, rng, strength) -> Iterator[Blob]:
 # --- pleura -----------------------------------------------------------------------------------------------------------
 
 
-def effusion(patient, finding, rng, strength, depths=((32, 52), (45, 75), (85, 130))) -> Iterator[Blob]:
-    """Free fluid of an upright patient: level in the dependent lung, rising towards the chest wall (meniscus)."""
-    grade = severity(finding)
-    span = depths[0 if grade < 1 else 1 if grade == 1 else 2]
+def effusion(patient, finding, rng, strength, name="pleural effusion") -> Iterator[Blob]:
+    """Free fluid of an upright patient: in the outer lower corner of the lung, as high and as far inwards as the
+    radiologist's box, rising towards the chest wall (meniscus)."""
+    _, _, tall, wide = lung_frame(patient)
     for side in sides(finding, rng):
-        depth = rng.uniform(*span)
+        found = priors.sample(name, side, rng, part=part(finding))
+        # Floors of ours: less fluid than that would not have been reported from a film.
+        depth, reach = max(1.15 * found.height * tall, 18.0), max(found.width * wide, 14.0)
         window, lung = _lungs(patient, (side,))
-        rows = (np.arange(window[0].start, window[0].stop, dtype=np.float32) * patient.pitch).reshape(-1, 1, 1)
-        bottom = patient.marks.lung_bottom[side] * patient.pitch
-        climb = 0.45 * depth * np.exp(patient.wall[window].astype(np.float32) / -9.0)
-        above = rows - (bottom - depth - climb)  # mm below the surface of the fluid
-        alpha = _step(above / 6 + 0.5) * lung * min(1, strength)
-        yield _fill(patient, window, alpha, 1005)
+        shadow = lung.any(2)
+        cols = np.arange(shadow.shape[1], dtype=np.float32)
+        inwards = (cols if side == "right" else cols[::-1].copy()) * patient.pitch  # mm from the outermost lung
+        corner = np.flatnonzero(shadow[:, inwards <= reach].any(1))[-1] + 1
+        level = _step((1.15 - inwards / reach) / 0.5) * (1 - 0.2 * np.minimum(inwards / reach, 1))
+        surface = (corner * patient.pitch - depth * level).reshape(1, -1, 1)
+        rows = (np.arange(len(lung), dtype=np.float32) * patient.pitch).reshape(-1, 1, 1)
+        climb = 0.15 * depth * np.exp(patient.wall[window].astype(np.float32) / -9.0)
+        wet = _step((rows - surface + climb) / 6 + 0.5) * _step(level / 0.1).reshape(1, -1, 1)
+        yield _fill(patient, window, wet * lung * min(1, strength), 1005)
 
 
 def blunting(patient, finding, rng, strength) -> Iterator[Blob]:
     """A blunted costophrenic angle: so little fluid or scar that only the sharp corner is lost."""
-    yield from effusion(patient, finding, rng, strength, depths=((14, 22), (18, 28), (24, 34)))
+    yield from effusion(patient, finding, rng, strength, name="blunted costophrenic angle")
 
 
 def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Air outside the lung, widest at the apex and along the side; the lung's edge shows as a thin line."""
-    grade = severity(finding)
+    """Air outside the lung, widest at the apex and along the side; the lung's edge shows as a thin line.
+
+    The air takes the share of the lung's projected area, and reaches as far down, as in a radiologist's mask.
+    """
+    top, _, tall, _ = lung_frame(patient)
     for side in sides(finding, rng):
-        width = rng.uniform(12, 20) * (1 if grade < 1 else 1.5 if grade == 1 else 2.4)
+        found = priors.sample("pneumothorax", side, rng, part=part(finding))
         window, lung = _lungs(patient, (side,))
-        marks = patient.marks
-        rows = np.arange(window[0].start, window[0].stop, dtype=np.float32).reshape(-1, 1, 1)
-        height = (rows - marks.lung_top[side]) / (marks.lung_bottom[side] - marks.lung_top[side])
-        cols = np.arange(window[1].start, window[1].stop, dtype=np.float32).reshape(1, -1, 1)
-        middle = (window[1].start + window[1].stop) / 2
-        outward = (middle - cols) if side == "right" else (cols - middle)
-        lateral = _step(outward * patient.pitch / 25 + 0.5)
-        apical = _step((0.3 - height) / 0.2)
-        edge = width * np.maximum(lateral * (1 - 0.75 * np.clip(height, 0, 1)), apical * 1.1)
-        wall = patient.wall[window].astype(np.float32)
+        shadow = lung.any(2) if side == "right" else lung.any(2)[:, ::-1]  # the chest wall is at column 0
+        # Distance (mm) from the apex and the side wall: what lies inwards of or below the lung counts as lung.
+        inner = np.logical_or.accumulate(shadow, axis=1) | np.logical_or.accumulate(shadow, axis=0)
+        wall = ndimage.distance_transform_edt(np.pad(inner, ((1, 0), (1, 0))))[1:, 1:] * patient.pitch
+        rows = (np.arange(len(shadow)) + window[0].start + 0.5).reshape(-1, 1) * patient.pitch
+        height = (rows - top) / tall
+        stop = max(found.y1, 0.1)  # where the air ends
+        profile = (1 - 0.6 * np.clip(height / stop, 0, 1)) * _step((stop - height) / (0.25 * stop) + 0.3)
+        with np.errstate(divide="ignore"):
+            needed = np.where(profile > 0, wall / np.maximum(profile, 1e-6), np.inf)  # width that bares a pixel
+        width = np.quantile(needed[shadow], min(found.share, 0.9), method="lower")
+        edge = (width * profile if np.isfinite(width) else tall * profile).astype(np.float32)
+        wall = wall.astype(np.float32)
+        air, line = _step((edge - wall) / 3 + 0.5) * (edge > 1), np.exp(-(((wall - edge - 1) / 2.0) ** 2)) * (edge > 3)
+        if side == "left":
+            air, line = air[:, ::-1], line[:, ::-1]
         density = patient.density[window].astype(np.float32)
-        air = _step((edge - wall) / 3 + 0.5) * (edge > 3)
-        line = np.exp(-(((wall - edge - 1) / 2.0) ** 2)) * (edge > 3)
-        squeezed = 0.12 * _step((wall - edge) / 6)
-        solid = min(1.0, strength)
-        lost = (squeezed * (edge.max() > 20) - air) * density * solid
-        change = (lost + line * 420 * strength) * lung
-        yield Blob(tuple(s.start for s in window), change.astype(np.float32))
+        change = 30 * strength * line[:, :, None] - air[:, :, None] * density * min(1.0, strength)
+        yield Blob(tuple(s.start for s in window), (change * lung).astype(np.float32))
 
 
 def thickening(patient, finding, rng, strength) -> Iterator[Blob]:
-    """Thickened pleura: a dense rind of 5-9 mm, at the apex unless the annotation names another place."""
-    words = {*finding.anatomy, *finding.qualifiers}
+    """Thickened pleura: a dense rind of 5-9 mm in the radiologist's box, most often at the apex."""
     for side in sides(finding, rng):
         rind = rng.uniform(5, 9)
-        window, lung = _lungs(patient, (side,))
-        marks = patient.marks
-        rows = np.arange(window[0].start, window[0].stop, dtype=np.float32).reshape(-1, 1, 1)
-        height = (rows - marks.lung_top[side]) / (marks.lung_bottom[side] - marks.lung_top[side])
-        here = _step((height - 0.65) / 0.15) if "base" in words else _step((0.25 - height) / 0.1)
+        centre, _, size = place_box(patient, finding, side, rng, "pleural thickening", margin=1)
+        window, (r, c, _) = box(patient, centre, np.array([*size / 2 + 4, 1000.0]))
+        lung = _within(patient, window, RIGHT_LUNG if side == "right" else LEFT_LUNG)
+        here = _step((size[0] / 2 - np.abs(r)) / 4 + 0.5) * _step((size[1] / 2 - np.abs(c)) / 4 + 0.5)
         alpha = _step((rind - patient.wall[window].astype(np.float32)) / 3 + 0.5) * here * lung
         yield _fill(patient, window, 0.85 * strength * alpha, 1000)
 
@@ -442,6 +558,42 @@ def degenerative_spine(patient, finding, rng, strength) -> Iterator[Blob]:
             far = np.sqrt((r / 3.5) ** 2 + (c / 8.0) ** 2 + (d / 9.0) ** 2)
             grade = severity(finding) * strength
             yield Blob(tuple(s.start for s in window), (_step((1.3 - far) / 0.6) * 1500 * grade).astype(np.float32))
+
+
+def vertebral_deformity(patient, finding, rng, strength) -> Iterator[Blob]:
+    """One to three vertebral bodies that have lost height in front: a wedge of soft tissue above impacted bone."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    low, high = (0.8, 0.92) if "lumbar vertebrae" in words else (0.42, 0.78)
+    for level in rng.uniform(low, high, size=rng.integers(2, 4) if "multiple" in words else 1):
+        row = int(level * len(patient.tissue))
+        column, depth = patient.marks.spine[row]
+        centre = np.array([row, column, depth]) * patient.spacing + [0, 0, 12]
+        window, (r, c, d) = box(patient, centre, np.array([16.0, 24.0, 24.0]))
+        bone = _within(patient, window, (VERTEBRA,)) * (np.abs(c) < 22)
+        lost = severity(finding) * rng.uniform(6, 10) * np.clip((d + 8) / 26, 0, 1)  # mm, growing to the front
+        density = patient.density[window].astype(np.float32)
+        gap = _step((lost - np.abs(r + 4)) / 2 + 0.5) * np.minimum(1030 - density, 0)
+        dense = _step(1.3 - np.abs(r - 5) / 5) * 380
+        yield Blob(tuple(s.start for s in window), ((gap + dense) * bone * strength).astype(np.float32))
+
+
+def osteopenia(patient, finding, rng, strength) -> Iterator[Blob]:
+    """Bone that has lost mineral: all of the skeleton on the film is less dense."""
+    lost = min(0.9, rng.uniform(0.35, 0.5) * severity(finding) * strength)
+    bone = _within(patient, (slice(None),) * 3, (VERTEBRA, RIB, BONE))
+    change = np.where(bone, np.minimum(1030 - patient.density, 0), 0).astype(np.float32)
+    yield Blob((0, 0, 0), change * np.float32(lost))
+
+
+def hilar_enlargement(patient, finding, rng, strength) -> Iterator[Blob]:
+    """A lobulated hilum: enlarged vessels or nodes where they enter the lung, on both sides unless annotated."""
+    drawn = sides(finding, rng)
+    for side in drawn if finding.side in SIDES else SIDES:
+        sign = -1 if side == "right" else 1
+        hilum = np.array(patient.marks.hilum[side]) * patient.spacing + [8, sign * 8, 0]
+        for _ in range(rng.integers(3, 6)):
+            centre = hilum + rng.normal(0, (9, 5, 9))
+            yield _sphere(patient, centre, rng.uniform(8, 13) * severity(finding) ** 0.5, 1045, min(1, strength), rng)
 
 
 def calcified_aorta(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -582,7 +734,19 @@ def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
     words = {*finding.anatomy, *finding.qualifiers}
     at = _trunk(patient)
     drawn = sides(finding, rng)[0]
-    if words & {"mediastinum", "thorax", "sternum", "heart"} or (not words and finding.side is None):
+    if finding.name == "Spinal Fusion":
+        yield from _fusion(patient, words, at)
+    elif finding.name == "Stents" and not words & {"abdomen", "aorta"}:  # in a coronary vessel
+        start = at["heart"] + rng.normal((-12, 12, 14), 5)
+        way = rng.normal(0, 1, 3)
+        way *= rng.uniform(12, 20) / np.linalg.norm(way)
+        yield Wire(np.linspace(start, start + way, 20), 14.0, 1.6)
+    elif "abdomen" in words or finding.name == "Stents":  # clips where the gall bladder was, or an aortic stent
+        row = patient.marks.dome["right"] * patient.pitch
+        for _ in range(rng.integers(3, 7)):
+            start = np.array([row + 45, at["neck"][1] - 38, at["heart"][2]]) + rng.normal(0, 9, 3)
+            yield Wire(np.linspace(start, start + rng.normal(0, 4, 3), 8), 30.0, 1.2)
+    elif words & {"mediastinum", "thorax", "sternum", "heart"} or (not words and finding.side is None):
         low = at["heart"][0] + 25
         for row in np.linspace(at["arch"][0] - 12, low, 6):
             column = at["neck"][1] + 4 + rng.normal(0, 1.5)
@@ -597,6 +761,42 @@ def surgical(patient, finding, rng, strength) -> Iterator[Wire]:
         for _ in range(rng.integers(3, 7)):
             start = centre + rng.normal(0, 11, 3)
             yield Wire(np.linspace(start, start + rng.normal(0, 3.5, 3), 8), 30.0, 1.2)
+
+
+def _fusion(patient, words, at) -> Iterator[Wire]:
+    """Two rods along the spine with screws across: in the neck unless another part of the spine is annotated."""
+    top = 2.0
+    low, high = (top, at["neck"][0] + 8) if words & {"cervical vertebrae"} or not words else (150.0, 225.0)
+    if "lumbar vertebrae" in words:
+        low, high = 245.0, 300.0
+    rows = np.arange(low, high, 1.0)
+    spine = patient.marks.spine[np.minimum(rows / patient.pitch, len(patient.marks.spine) - 1).astype(int)]
+    for shift in (-7, 7):
+        column, depth = spine[:, 0] * patient.pitch + shift, spine[:, 1] * patient.spacing[2]
+        yield Wire(np.stack([rows, column, depth], axis=1), 22.0, 1.6)
+    for k in range(0, len(rows), 18):
+        middle = np.array([rows[k], spine[k, 0] * patient.pitch, spine[k, 1] * patient.spacing[2]])
+        yield Wire(middle + np.linspace((0, -10, 0), (0, 10, 12), 20), 22.0, 1.6)
+
+
+def foreign_body(patient, finding, rng, strength) -> Iterator[Wire]:
+    """A metal object on or in the chest wall (or the belly): a fragment, a rod or a ring of 6 to 20 mm."""
+    words = {*finding.anatomy, *finding.qualifiers}
+    at = _trunk(patient)
+    side = sides(finding, rng)[0]
+    sign = -1 if side == "right" else 1
+    row = rng.uniform(255, 295) if "abdomen" in words else rng.uniform(0.3, 0.7) * FILM_MM
+    column = at["neck"][1] + sign * rng.uniform(45, 105)
+    centre = np.array([row, column, _front(patient, row, column)])
+    size, kind = rng.uniform(3, 10), rng.integers(3)
+    t = np.linspace(0, 2 * np.pi, 40)[:, None]
+    if kind == 0:  # a fragment: a short thick piece
+        yield Wire(centre + np.linspace(-1, 1, 10)[:, None] * rng.normal(0, 1.5, 3), 45.0, size / 2)
+    elif kind == 1:  # a rod
+        way = rng.normal(0, 1, 3) * (1, 1, 0.2)
+        yield Wire(centre + np.linspace(-size, size, 30)[:, None] * way / np.linalg.norm(way), 30.0, 1.2)
+    else:  # a ring, as of a piercing or a button
+        yield Wire(centre + size * np.hstack([np.sin(t), np.cos(t), 0.2 * np.sin(t)]), 24.0, 1.0)
 
 
 def valve(patient, finding, rng, strength) -> Iterator[Wire]:
@@ -614,17 +814,20 @@ DRAWINGS: dict[str, Drawing] = {
     "blunted costophrenic angle": blunting,
     "edema": edema,
     "consolidation": consolidation,
-    "pneumonia": consolidation,
+    "pneumonia": partial(consolidation, name="pneumonia"),
     "atelectasis": atelectasis,
     "opacity": opacity,
     "pneumothorax": pneumothorax,
     "nodule": nodule,
     "mass": mass,
+    "hilar enlargement": hilar_enlargement,
     "calcified lymph node": lymph_node,
     "granuloma": granuloma,
     "emphysema": emphysema,
     "calcified aorta": calcified_aorta,
+    "vertebral deformity": vertebral_deformity,
     "degenerative spine": degenerative_spine,
+    "osteopenia": osteopenia,
     "rib fracture": rib_fracture,
     "scar": scar,
     "interstitial markings": markings,
@@ -633,6 +836,7 @@ DRAWINGS: dict[str, Drawing] = {
     "catheter": catheter,
     "tube": tube,
     "surgical hardware": surgical,
+    "foreign body": foreign_body,
     "valve": valve,
     "pacemaker": pacemaker,
 }
@@ -649,7 +853,12 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
     wobble = rng.uniform(0.85, 1.15)
     drawn = sides(finding, rng)
     if name == "cardiomegaly":
-        return anatomy.scale_heart(at, marks, spacing, 1 + 0.36 * grade * wobble)
+        # As wide as a radiologist's box relative to this patient's lungs, and always wider than it was.
+        heart = np.flatnonzero(((patient.seen("frontal")[1] >> anatomy.MASKS.index("heart")) & 1).any(0))
+        now = (heart[-1] + 1 - heart[0]) * patient.pitch
+        wanted = priors.sample(name, None, rng, part=part(finding)).width * lung_frame(patient)[3]
+        wider = max(wanted / now - 1, 0.1 * severity(finding))
+        return anatomy.scale_heart(at, marks, spacing, 1 + 1.3 * wider * strength)  # the warp fades within the heart
     if name == "hyperinflation":
         low = anatomy.move_diaphragm(at, marks, spacing, 20 * grade * wobble, 20 * grade * wobble)
         return low + anatomy.scale_heart(at, marks, spacing, 1 - 0.1 * min(1.0, grade))
@@ -661,7 +870,17 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         lift = -24 * grade * wobble
         return anatomy.move_diaphragm(at, marks, spacing, *(lift if side in drawn else 0.0 for side in SIDES))
     if name == "tortuous aorta":
-        return anatomy.widen_aorta(at, marks, spacing, 13 * grade * wobble)
+        # The knob reaches as far to the left as in a radiologist's box.
+        rows = slice(int(marks.arch[0]), int(marks.arch[0] + 40 / patient.pitch))
+        aorta = np.flatnonzero(((patient.seen("frontal")[1][rows] >> anatomy.MASKS.index("aorta")) & 1).any(0))
+        _, left, _, wide = lung_frame(patient)
+        wanted = left + priors.sample(name, None, rng, part=part(finding)).x1 * wide
+        shift = np.clip(wanted - (aorta[-1] + 1) * patient.pitch, 8 * severity(finding), 30)
+        return anatomy.widen_aorta(at, marks, spacing, 1.5 * shift * strength)  # the warp fades from the middle
+    if name == "wide mediastinum":
+        return anatomy.widen_mediastinum(at, marks, spacing, 15 * grade * wobble)
+    if name == "kyphosis":
+        return anatomy.bow_spine(at, marks, spacing, 22 * grade * wobble)
     if name == "scoliosis":
         sign = -1 if "left" in drawn else 1
         return anatomy.bend_spine(at, marks, spacing, sign * 15 * grade * wobble, rng.uniform(-0.5, 0.5) - np.pi / 2)
@@ -678,5 +897,7 @@ BENDS = (
     "hypoinflation",
     "elevated diaphragm",
     "tortuous aorta",
+    "wide mediastinum",
+    "kyphosis",
     "scoliosis",
 )

@@ -4,21 +4,24 @@ CT -> patient variant -> findings inserted in 3-D -> Beer-Lambert projection -> 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numba
 import numpy as np
 from scipy import ndimage
 
 from rrg_utils.data import abnormalities, anatomy, lesions
-from rrg_utils.data.anatomy import DEPTH_MM, FILM_MM, LOBES, MASKS, REGIONS, Patient
+from rrg_utils.data.anatomy import DEPTH_MM, FILM_MM, LOBES, MASKS, REGIONS, Patient, View
+from rrg_utils.data.hospitals import Hospital, Response
+from rrg_utils.data.hospitals import hospital as _hospital
 from rrg_utils.data.mesh import Finding
 from rrg_utils.data.reports import Report
 from rrg_utils.errors import RRGError
 
 WATER_PER_MM = 0.0195  # attenuation of water at the effective energy of a chest film (about 65 keV)
-VIEWS = ("frontal",)
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Phantom:
-    """A rendered radiograph: `image` float32 (H, W) in [0, 1], white is dense, the patient's left on the right;
-    `regions` seven and `lobes` five boolean masks (H, W); `lesions` in the order of the annotation."""
+    """A rendered radiograph: `image` float32 (H, W) in [0, 1], white is dense; `regions` seven and `lobes` five boolean
+    masks (H, W); `lesions` in the order of the annotation. The patient's left is on the right of a frontal film, the
+    front of the chest on the left of a lateral one."""
 
     image: np.ndarray
     regions: dict[str, np.ndarray]
@@ -55,8 +59,8 @@ def _rng(*parts: object) -> np.random.Generator:
 class _Setup:
     """What varies from film to film and must never depend on the findings: patient, pose, exposure, noise."""
 
-    patient: int
     matrix: np.ndarray  # (2, 3): film pixel (row, column, 1) to projected pixel
+    response: Response
     penetration: float
     contrast: float
     noise: np.ndarray
@@ -64,20 +68,27 @@ class _Setup:
     marker: tuple[int, int]
 
 
-def _setup(key: str, seed: int, size: int, patients: int) -> _Setup:
-    rng = _rng("film", key, seed)
-    angle, zoom = np.deg2rad(rng.normal(0, 1.5)), rng.uniform(0.94, 1.07)
-    shift = rng.normal(0, 5.0, 2) * size / FILM_MM
+def _setup(key: str, seed: int, size: int, view: View, place: Hospital) -> _Setup:
+    rng = _rng("film", view, key, seed)
+    angle, zoom = np.deg2rad(rng.normal(0, place.tilt_deg)), rng.uniform(*place.zoom)
+    shift = rng.normal(0, place.shift_mm, 2) * size / FILM_MM
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     middle = (size - 1) / 2
-    matrix = np.column_stack([turn, middle - turn @ (middle + shift)]).astype(np.float32)
+    matrix = np.column_stack([turn, middle - turn @ (middle + shift)])
+    if view == "lateral":  # columns of the projection are depths, from back to front: the film shows the front left
+        step = FILM_MM / size / DEPTH_MM
+        matrix[1] = [
+            -step * matrix[1, 0],
+            -step * matrix[1, 1],
+            (anatomy.DEPTHS - 1) / 2 + step * (middle - matrix[1, 2]),
+        ]
     return _Setup(
-        patient=int(rng.integers(patients)),
-        matrix=matrix,
-        penetration=rng.normal(0, 0.10),
-        contrast=rng.uniform(0.9, 1.12),
+        matrix=matrix.astype(np.float32),
+        response=getattr(place, view),
+        penetration=rng.normal(0, place.penetration),
+        contrast=rng.uniform(*place.contrast),
         noise=rng.standard_normal((size, size), dtype=np.float32),
-        collimation=np.where(rng.random(4) < 0.25, rng.uniform(2, 10, 4), 0),
+        collimation=np.where(rng.random(4) < place.collimated, rng.uniform(2, 10, 4), 0),
         marker=(int(rng.uniform(0.03, 0.10) * size), int(rng.uniform(0.86, 0.93) * size)),
     )
 
@@ -86,21 +97,28 @@ class PhantomRenderer:
     """Renders studies at one film size.
 
     size: rows and columns of the film in pixels, 32 to 512. conspicuity: contrast and extent of the findings, 1 is the
-    default, smaller is harder to see. patients: how many deformed patients there are (cached per size).
+    default, smaller is harder to see. patients: how many deformed patients there are (cached per size). hospital: one
+    of `rrg_utils.data.hospitals.HOSPITALS`, how its films are taken.
     """
 
-    def __init__(self, size: int = 128, conspicuity: float = 1.0, patients: int = anatomy.PATIENTS):
+    def __init__(
+        self,
+        size: int = 128,
+        conspicuity: float = 1.0,
+        patients: int = anatomy.PATIENTS,
+        hospital: str = "standard",
+    ):
         if not 32 <= size <= 512:
             raise RRGError(f"size={size}: a film has between 32 and 512 pixels a side")
         if conspicuity < 0:
             raise RRGError(f"conspicuity={conspicuity}: must not be negative")
-        self.size, self.conspicuity = size, conspicuity
-        self.patients = anatomy.patients(size, patients)
+        self.size, self.conspicuity, self.hospital = size, conspicuity, _hospital(hospital)
+        self.patients = anatomy.patients(size, patients, self.hospital.taken)
 
     def render(
         self,
         report: Report,
-        view: str = "frontal",
+        view: View = "frontal",
         seed: int = 0,
         without: Iterable[Finding | str] = (),
     ) -> Phantom:
@@ -109,10 +127,20 @@ class PhantomRenderer:
         without: findings to leave out, as `Finding`s, annotation strings or class names: everything else, noise
         included, stays as it was (the counterfactual). The same report, seed and options give the same picture.
         """
-        if view not in VIEWS:
-            raise RRGError(f"unknown view {view!r}; known are: {', '.join(VIEWS)}")
-        setup = _setup(report.id, seed, self.size, len(self.patients))
-        patient = self.patients[setup.patient]
+        return self.render_views(report, (view,), seed, without)[view]
+
+    def render_views(
+        self,
+        report: Report,
+        views: Sequence[View] = VIEWS,
+        seed: int = 0,
+        without: Iterable[Finding | str] = (),
+    ) -> dict[View, Phantom]:
+        """Films of the same patient in several views: cheaper than one by one, because findings are inserted once."""
+        for view in views:
+            if view not in VIEWS:
+                raise RRGError(f"unknown view {view!r}; known are: {', '.join(VIEWS)}")
+        patient = self.patients[_rng("patient", report.id, seed).integers(len(self.patients))]
         drawn = self._drawn(report, seed, without)
 
         bends: dict[str, np.ndarray] = {}
@@ -123,12 +151,16 @@ class PhantomRenderer:
                 bends[what] = max(bends.get(what, bend), bend, key=lambda field: np.abs(field).max())
         if bends:
             patient = patient.bent(sum(bends.values()))
-        changes = np.zeros((len(drawn), self.size, self.size), np.float32)
-        for change, (name, finding, key) in zip(changes, drawn, strict=True):
+        changes = {view: np.zeros((len(drawn), *patient.seen(view)[0].shape), np.float32) for view in views}
+        for number, (name, finding, key) in enumerate(drawn):
             if name in lesions.DRAWINGS:
                 for insert in lesions.DRAWINGS[name](patient, finding, _rng("draw", key), self.conspicuity):
-                    _project(insert, change, patient, self.conspicuity)
-        return self._expose(setup, patient, changes, drawn)
+                    for view in views:
+                        _project(insert, changes[view][number], patient, view, self.conspicuity)
+        return {
+            view: self._expose(_setup(report.id, seed, self.size, view, self.hospital), patient, view, change, drawn)
+            for view, change in changes.items()
+        }
 
     def _drawn(self, report: Report, seed: int, without: Iterable[Finding | str]) -> list[tuple[str, Finding, str]]:
         """(class, finding, random key) of each annotation that is drawn."""
@@ -144,11 +176,11 @@ class PhantomRenderer:
                 out.append((name, finding, f"{report.id}|{seed}|{finding}|{number}"))
         return out
 
-    def _expose(self, setup: _Setup, patient: Patient, changes: np.ndarray, drawn: list) -> Phantom:
+    def _expose(self, setup: _Setup, patient: Patient, view: View, changes: np.ndarray, drawn: list) -> Phantom:
         """Put the projected patient on film: pose, scatter, film response, noise, collimation, side marker."""
-        water = np.maximum(patient.projection + changes.sum(0), 0) if len(changes) else patient.projection
-        stack = np.concatenate([water[None], changes])
-        posed, bits = _pose(stack, patient.masks, setup.matrix)
+        water, seen = patient.seen(view)
+        stack = np.concatenate([np.maximum(water + changes.sum(0), 0)[None], changes])
+        posed, bits = _pose(stack, seen, setup.matrix, self.size)
         image = _develop(posed[0], setup, FILM_MM / self.size)
         masks = {name: (bits >> bit) & 1 == 1 for bit, name in enumerate(MASKS)}
         found = []
@@ -163,37 +195,42 @@ class PhantomRenderer:
         )
 
 
-def _project(insert: lesions.Blob | lesions.Wire, film: np.ndarray, patient: Patient, strength: float) -> None:
-    """Add the line integrals of an insert (mm of water) to a film (rows, columns) that is changed in place."""
+def _project(
+    insert: lesions.Blob | lesions.Wire, film: np.ndarray, patient: Patient, view: View, strength: float
+) -> None:
+    """Add the line integrals of an insert (mm of water) to a projection (rows, columns or depths), in place."""
+    across, along = (1, 2) if view == "frontal" else (2, 1)
     if isinstance(insert, lesions.Blob):
-        r, c, _ = insert.origin
-        rows, cols, _ = insert.change.shape
-        film[r : r + rows, c : c + cols] += insert.change.sum(2) * np.float32(DEPTH_MM / 1000)
+        r, c = insert.origin[0], insert.origin[across]
+        shadow = insert.change.sum(along)
+        film[r : r + shadow.shape[0], c : c + shadow.shape[1]] += shadow * np.float32(patient.ray_step(view) / 1000)
         return
-    at = insert.points[:, :2] / patient.pitch
-    keep = ((at >= 0) & (at < len(film) - 1)).all(1)
+    pitch = patient.spacing[[0, across]]
+    path = insert.points[:, [0, across]]
+    at = path / pitch
+    keep = ((at >= 0) & (at < np.array(film.shape) - 1)).all(1)
     at = at[keep]
-    step = np.linalg.norm(np.gradient(insert.points[:, :2], axis=0), axis=1)[keep] / patient.pitch
+    step = np.linalg.norm(np.gradient(insert.points, axis=0), axis=1)[keep]
     low = at.astype(int)
     share = at - low
     line = np.zeros_like(film)
-    # A wire of diameter 2 r covers 2 r / pitch pixels across and `step` pixels along the line at each sample.
-    weight = strength * insert.water_mm * step * min(1.0, 2 * insert.radius / patient.pitch)
+    # Each sample adds the mass of its piece of wire, of diameter 2 r and length step, to the pixels around it.
+    weight = strength * insert.water_mm * step * 2 * insert.radius / np.prod(pitch)
     for dr in (0, 1):
         for dc in (0, 1):
             portion = np.abs(1 - dr - share[:, 0]) * np.abs(1 - dc - share[:, 1])
             np.add.at(line, (low[:, 0] + dr, low[:, 1] + dc), weight * portion)
-    film += ndimage.gaussian_filter(line, max(0.35, 0.5 * insert.radius / patient.pitch))
+    film += ndimage.gaussian_filter(line, np.maximum(0.35, 0.8 * insert.radius / pitch))
 
 
 @numba.njit(nogil=True, cache=True)
-def _pose(stack, bits, matrix):
+def _pose(stack, bits, matrix, size):
     """Move projections to their pose on the film: `stack` (N, H, W) bilinearly, `bits` (H, W) by nearest neighbour."""
     count, rows, cols = stack.shape
-    out = np.empty_like(stack)
-    out_bits = np.empty_like(bits)
-    for r in range(rows):
-        for c in range(cols):
+    out = np.empty((count, size, size), np.float32)
+    out_bits = np.empty((size, size), np.uint32)
+    for r in range(size):
+        for c in range(size):
             y = matrix[0, 0] * r + matrix[0, 1] * c + matrix[0, 2]
             x = matrix[1, 0] * r + matrix[1, 1] * c + matrix[1, 2]
             y = min(max(y, np.float32(0)), np.float32(rows - 1.001))
@@ -208,27 +245,23 @@ def _pose(stack, bits, matrix):
     return out, out_bits
 
 
-# Film. The response spends its range on the lungs: slow densities (the bulk of the mediastinum against the lungs) are
-# compressed as a digital system does, and an S curve maps what is left to grey.
-_BULK_MM, _BULK_SHARE = 28.0, 0.6
-_MIDDLE, _WIDTH = 2.8, 0.58
-_SCATTER_MM, _SCATTER_SHARE = 18.0, 0.10
-_QUANTA = 60000.0  # per pixel of 2.5 mm behind no tissue
+_BULK_MM = 28.0  # densities that vary more slowly than this are the bulk
+_SCATTER_MM = 18.0
 
 
 def _develop(water_mm: np.ndarray, setup: _Setup, pitch: float) -> np.ndarray:
     """Line integrals in mm of water to a film in [0, 1]."""
+    response = setup.response
     primary = np.exp(-WATER_PER_MM * water_mm, dtype=np.float32)
     scattered = ndimage.gaussian_filter(primary, _SCATTER_MM / pitch, truncate=2.5, mode="nearest")
-    signal = primary + _SCATTER_SHARE * scattered
-    quanta = _QUANTA * (pitch / 2.5) ** 2
+    signal = primary + response.scatter_share * scattered
+    quanta = response.quanta * (pitch / 2.5) ** 2
     signal = signal + setup.noise * np.sqrt(signal / quanta)
     absorbed = -np.log(np.maximum(signal, 1e-4)) + setup.penetration
     bulk = ndimage.gaussian_filter(absorbed, _BULK_MM / pitch, truncate=2.5, mode="nearest")
-    flat = absorbed - _BULK_SHARE * (bulk - _MIDDLE)
-    film = 1 / (1 + np.exp(-(flat - _MIDDLE) * (setup.contrast / _WIDTH)))
-    film = _mark(film.astype(np.float32), setup, pitch)
-    return film
+    flat = absorbed - response.bulk_share * (bulk - response.middle)
+    film = 1 / (1 + np.exp(-(flat - response.middle) * (setup.contrast / response.width)))
+    return _mark(film.astype(np.float32), setup, pitch)
 
 
 def _mark(film: np.ndarray, setup: _Setup, pitch: float) -> np.ndarray:
@@ -254,6 +287,8 @@ def _changed(change_mm: np.ndarray) -> np.ndarray:
 def _moved(name: str, finding: Finding, masks: dict[str, np.ndarray]) -> np.ndarray:
     """The region that a finding bends: the whole enlarged heart, the whole raised half of the diaphragm, ..."""
     mask = masks["aorta" if name == "tortuous aorta" else abnormalities.REGION_OF[name][0]]
+    if name == "wide mediastinum":  # its upper part: below it the region is as wide as the heart
+        mask = mask & ~np.logical_or.accumulate(masks["heart"].any(1))[:, None]
     if name == "elevated diaphragm" and finding.side in lesions.SIDES:
         half = np.any([masks[lobe] for lobe in LOBES if lobe.startswith(finding.side)], axis=0)
         mask = mask & half.any(axis=0)

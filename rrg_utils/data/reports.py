@@ -158,6 +158,18 @@ def projections() -> dict[str, Projection | None]:
     return views
 
 
+def study_views(report: Report) -> tuple[Projection, ...]:
+    """The views of a study by the metadata of its images: frontal always, lateral where there is one.
+
+    An image of unknown projection beside a known frontal one counts as the lateral (a choice of ours: the archive's
+    studies are pairs, and no other table names the 2,487). Five studies of the cohort hold two lateral images and no
+    other; they get a frontal film all the same, because every system needs one.
+    """
+    known = [projections().get(image) for image in report.images]
+    paired = None in known and "frontal" in known
+    return ("frontal", "lateral") if "lateral" in known or paired else ("frontal",)
+
+
 def _view_table(name: str, column: str) -> dict[str, Projection | None]:
     path = wheel_file("torchxrayvision", "data", name)
     try:

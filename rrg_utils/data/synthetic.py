@@ -58,6 +58,8 @@ def _mirrored(finding: Finding, rng: np.random.Generator) -> Finding:
 # How a report names each class: wording ours, in the manner of the reports.
 _PHRASES = {
     "cardiomegaly": "the heart is {grade}enlarged.",
+    "wide mediastinum": "the mediastinum is {grade}widened.",
+    "hilar enlargement": "there is {grade}{side}hilar enlargement.",
     "pleural effusion": "there is a {grade}{side}pleural effusion.",
     "blunted costophrenic angle": "there is blunting of the {side}costophrenic angle.",
     "edema": "there is {grade}pulmonary edema.",
@@ -77,6 +79,9 @@ _PHRASES = {
     "elevated diaphragm": "there is elevation of the {side}hemidiaphragm.",
     "tortuous aorta": "the aorta is {grade}tortuous.",
     "scoliosis": "there is {grade}scoliosis of the thoracic spine.",
+    "kyphosis": "there is {grade}kyphosis of the thoracic spine.",
+    "vertebral deformity": "there is a {grade}wedge deformity of a vertebral body.",
+    "osteopenia": "the bones are {grade}osteopenic.",
     "degenerative spine": "there are {grade}degenerative changes of the thoracic spine.",
     "rib fracture": "there is a {side}rib fracture.",
     "scar": "there is scarring in the {place}.",
@@ -86,6 +91,7 @@ _PHRASES = {
     "catheter": "there is a {side}central venous catheter.",
     "tube": "there is a tube in place.",
     "surgical hardware": "there are surgical clips.",
+    "foreign body": "there is a {side}metallic foreign body.",
     "valve": "there is a prosthetic heart valve.",
     "pacemaker": "there is a {side}pacemaker.",
 }

@@ -118,6 +118,12 @@ FINDINGS = (
     ("free air", "abdomen", r"pneumoperitoneum|free(?: \w+)? (?:air|gas)"),
     ("pneumomediastinum", "mediastinum", r"pneumomediastin\w+|mediastinal (?:air|emphysema)"),
     ("cardiomegaly", "heart", r"cardiomegaly|cardiac enlargement|megalocardia|cardiac prominence"),
+    (
+        "hilar enlargement",
+        "mediastinum",
+        r"(?:enlarge\w*|prominen\w+|full\w*)(?: of)?(?: \w+){0,3} (?:peri)?hil(?:ar|a|um)(?: (?:regions?|contours?|"
+        r"shadows?|vessels|vasculature))?|(?:peri)?hil(?:ar|a|um)(?: \w+)? (?:prominence|enlargement|fullness)",
+    ),
     ("lymphadenopathy", "mediastinum", r"(?:lymph)?adenopathy|enlarged(?: \w+)? lymph nodes"),
     ("hiatal hernia", "mediastinum", r"(?:hiatal |hiatus |diaphragmatic )?hernias?"),
     (
@@ -199,6 +205,12 @@ FINDINGS = (
         r"staples?|sutures?|suture (?:line|material))",
     ),
     (
+        "foreign body",
+        "chest wall",
+        r"(?:metallic |radiopaque |retained )*(?:foreign (?:bod\w+|objects?)|(?:bullet|shrapnel)(?: fragments?)?|"
+        r"pierc\w+)|metallic (?:densit\w+|structures?|fragments?|objects?)",
+    ),
+    (
         "implant",
         "device",
         r"valve (?:replacement|prosthe\w+)|(?:prosthetic|artificial|mechanical)(?: \w+){0,2} valves?|prosthe\w+|"
@@ -207,8 +219,7 @@ FINDINGS = (
         r"stimulator|implanted|assist|occlusion)(?: \w+)? devices?|stimulator|loop recorder|vp shunt|"
         r"internal fixation|bone anchor|leads?\b(?= (?:terminat\w+|in|over\w*|project\w*|within|are|and))|"
         r"shunt (?:tubing|catheter)|(?:spinal|spine|cervical|lumbar|thoracic|anterior)(?: \w+)? fusion|"
-        r"metallic (?:density|foreign bod\w+|structures?)|(?:bullet|shrapnel)(?: \w+)?|(?:monitor(?:ing)?|ekg|"
-        r"ecg) (?:leads?|wires?)|(?:lead|wire)s?\b(?= tips?)|coils?\b",
+        r"(?:monitor(?:ing)?|ekg|ecg) (?:leads?|wires?)|(?:lead|wire)s?\b(?= tips?)|coils?\b",
     ),
     (
         "acute abnormality",

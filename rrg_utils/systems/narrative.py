@@ -2,14 +2,11 @@
 
     film -> frozen Swin -> projector (MLP) -> visual tokens -> [image: <tokens> findings:] -> language model -> report
 
-LLaVA-Rad's recipe: stage 1 trains the projector alone, stage 2 projector and LoRA. What is ours: stage 1 uses rendered
-studies with balanced findings and composed reports (`rrg_utils.data.composed`), as many as wanted; tokens are taken
-relative to the mean film and merged 2 x 2 before the projector; and stage 2 can replace a share of the words that the
-model reads of its own text by random ones (`word_dropout`).
+LLaVA-Rad's recipe: stage 1 trains the projector alone (`rrg_utils.systems.projector`), stage 2 projector and LoRA. What
+is ours: stage 2 can replace a share of the words that the model reads of its own text by random ones (`word_dropout`).
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -17,26 +14,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrg_utils import training
 from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
-from rrg_utils.data.composed import Composer
-from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
+from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset
 from rrg_utils.data.reports import Report
-from rrg_utils.data.synthetic import balanced_studies, caption
-from rrg_utils.errors import RRGError
-from rrg_utils.language import LoraOptions, Prompt, generate, load_llm, prompt, prompt_loss, tiny
-from rrg_utils.language.prompt import TokenLoss
+from rrg_utils.data.synthetic import caption
+from rrg_utils.language import Prompt, load_llm, prompt, tiny
+from rrg_utils.systems import base, projector
+from rrg_utils.systems.base import ReportGenerator, in_parallel
+from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
-from rrg_utils.vision.features import film_tokens, merge_tokens, weights_hash
-from rrg_utils.vision.pretrain import load_encoder
+from rrg_utils.vision.features import film_tokens, weights_hash
 
 
 @dataclass(frozen=True)
@@ -65,101 +58,39 @@ class Example(NamedTuple):
     prefix: str = ""
 
 
-class GeneratedReport(NamedTuple):
-    """A report and what it rests on. The narrative model has no evidence to show."""
-
-    text: str
-    evidence: dict
-
-
-class NarrativeVLM(nn.Module):
+class NarrativeVLM(ReportGenerator):
     """Projector and language model over tokens of the frozen encoder."""
 
-    def __init__(self, config: NarrativeConfig):
-        super().__init__()
-        self.config = config
-        lora = (
-            None if config.lora_rank is None else LoraOptions(config.lora_rank, 2 * config.lora_rank, seed=config.seed)
-        )
-        self.llm = load_llm(config.llm, lora=lora)
-        self.language = self.llm.model  # registered, so that LoRA weights are trained and saved
-        if config.encoder == "annotation":
-            return
-        encoder = load_encoder(config.encoder, config.size)
-        width = 4 * encoder.width  # four neighbouring tokens become one
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.projector = nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, 2 * self.llm.width),
-                nn.GELU(),
-                nn.Linear(2 * self.llm.width, self.llm.width),
-            )
-        # Projected tokens start at the size of word embeddings, so that the frozen model meets nothing outlandish.
-        scale = self.llm.model.get_input_embeddings().weight.std()
-        with torch.no_grad():
-            self.projector[-1].weight.mul_(scale / 0.1)
-            self.projector[-1].bias.zero_()
-        # Films differ less from patient to patient than from place to place: tokens are read relative to the mean film.
-        self.register_buffer("mean", torch.zeros(encoder.grid**2, encoder.width))
-        self.register_buffer("spread", torch.ones(encoder.width))
+    Config = NarrativeConfig
 
-    # --- prompt ---
+    def __init__(self, config: NarrativeConfig):
+        super().__init__(config)
+        if config.encoder != "annotation":
+            self.projector = FilmProjector(self.llm, config.encoder, config.size, config.seed)
 
     def prompts(self, batch: Sequence[Example]) -> list[Prompt]:
         """`image: <16 visual tokens, or words> findings: <prefix>` for each study."""
         if self.config.encoder == "annotation":
             visual = [f" {example.seen} " for example in batch]
         else:
-            tokens = torch.from_numpy(np.stack([example.seen for example in batch])).float()
-            visual = self.projector(merge_tokens((tokens - self.mean) / self.spread))
+            visual = self.projector(torch.from_numpy(np.stack([example.seen for example in batch])).float())
         return [
             Prompt("image:", v, f"findings: {example.prefix}".rstrip())
             for v, example in zip(visual, batch, strict=True)
         ]
 
-    # --- training ---
-
     def loss(self, batch: Sequence[Example], word_dropout: float | None = None) -> Tensor:
         """Mean loss per token of the answers."""
-        dropout = self.config.word_dropout if word_dropout is None else word_dropout
-        return prompt_loss(
-            self.llm, self.prompts(batch), [example.text for example in batch], word_dropout=dropout
-        ).mean
-
-    def align(self, folder: Path | None = None) -> History:
-        """Stage 1: the projector alone, on rendered studies with balanced findings and composed reports."""
-        config = self.config
-        studies = alignment_studies(config)
-        tokens = seen(config, studies, lambda: render_films(studies, config.size))
-        self._refer_to(tokens)
-        composer, rng = Composer(indiana().train), np.random.default_rng([7, config.seed])
-        examples = [
-            Example(tokens[i], composer.compose(study, rng))
-            for _ in range(config.align_epochs)
-            for i, study in enumerate(studies)
-        ]
-        adapters = [weight for weight in self.language.parameters() if weight.requires_grad]
-        self.language.requires_grad_(False)
-        history = fit(
-            self,
-            lambda model, batch: model.loss(batch, 0.0),
-            examples,
-            options=FitOptions(epochs=1, batch_size=config.batch_size, lr=3e-3, seed=config.seed),
-            length=lambda example: len(example.text),
-            folder=folder and folder / "align",
-            name="aligning the projector",
-        )
-        for weight in adapters:
-            weight.requires_grad_(True)
-        return history
+        return super().loss(batch, self.config.word_dropout if word_dropout is None else word_dropout)
 
     def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Stage 2: projector and LoRA on the real reports; the epoch with the lowest validation loss is kept."""
+        """Both stages; in the second, on the real reports, the epoch with the lowest validation loss is kept."""
         config = self.config
         of_train, of_val = (seen(config, data.reports, lambda data=data: data.films) for data in (train, val))
-        if not config.align_studies:
-            self._refer_to(of_train)
+        if config.align_studies:
+            self.projector.load_state_dict(aligned_projector(_alignment(config)))
+        elif config.encoder != "annotation":
+            self.projector.refer_to(of_train)
         held_out = [Example(of_val[i], text) for i, text in enumerate(val.texts)]
         return fit(
             self,
@@ -173,64 +104,6 @@ class NarrativeVLM(nn.Module):
             folder=folder and folder / "prepare",
             name=f"training on reports (word dropout {config.word_dropout:g})",
         )
-
-    def _refer_to(self, tokens: np.ndarray) -> None:
-        """Take the mean film and the spread about it from the first thousand studies (N, T, d)."""
-        if self.config.encoder != "annotation":
-            sample = torch.from_numpy(np.asarray(tokens[:1000], np.float32))
-            self.mean.copy_(sample.mean(0))
-            self.spread.copy_((sample - self.mean).std((0, 1)).clamp(min=1e-3))
-
-    # --- use ---
-
-    @torch.no_grad()
-    def token_losses(self, examples: Sequence[Example], batch: int = 64) -> list[TokenLoss]:
-        """Loss of every token of the answers, given film and prefix; one entry per example, in order."""
-        self.eval()
-        out: list[TokenLoss | None] = [None] * len(examples)
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].prefix) + len(examples[i].text))
-        for k in range(0, len(order), batch):
-            chunk = [examples[i] for i in order[k : k + batch]]
-            loss = prompt_loss(self.llm, self.prompts(chunk), [example.text for example in chunk])
-            for row, i in enumerate(order[k : k + batch]):
-                n = int(loss.mask[row].sum())
-                out[i] = TokenLoss(loss.nll[row : row + 1, :n], loss.mask[row : row + 1, :n], [loss.offsets[row]])
-        return out
-
-    def mean_loss(self, examples: Sequence[Example]) -> float:
-        """Loss in nats per token over all answers."""
-        losses = self.token_losses(examples)
-        return float(sum(loss.nll.sum() for loss in losses) / sum(loss.mask.sum() for loss in losses))
-
-    @torch.no_grad()
-    def generate(self, batch: Sequence[Example], max_new_tokens: int = 90) -> list[GeneratedReport]:
-        """What the model writes for each film after its prefix (greedy); the examples' texts are not read."""
-        self.eval()
-        prompts = [prompt for k in range(0, len(batch), 256) for prompt in self.prompts(batch[k : k + 256])]
-        return [GeneratedReport(text, {}) for text in generate(self.llm, prompts, max_new_tokens=max_new_tokens)]
-
-    # --- storage ---
-
-    def save(self, folder: Path) -> None:
-        """What was trained (safetensors) and the configuration (JSON)."""
-        ours = ("projector.", "mean", "spread")
-        kept = {k: v.contiguous() for k, v in self.state_dict().items() if k.startswith(ours) or "lora_" in k}
-        save_file(kept, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1))
-
-    @classmethod
-    def load(cls, folder: Path) -> "NarrativeVLM":
-        """A saved model, in eval mode."""
-        try:
-            config = NarrativeConfig(**json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise RRGError(f"no narrative model in {folder}: {error}") from error
-        model = cls(config)
-        _, unexpected = model.load_state_dict(weights, strict=False)
-        if unexpected:
-            raise RRGError(f"the model in {folder} does not fit this version: unexpected {unexpected[0]}")
-        return model.eval()
 
 
 def seen(config: NarrativeConfig, reports: Sequence[Report], films: Callable[[], Films]) -> np.ndarray | list[str]:
@@ -246,62 +119,26 @@ def oracle(config: NarrativeConfig) -> NarrativeConfig:
 
 
 def train_all(configs: Sequence[NarrativeConfig]) -> None:
-    """Make sure that several models are in the cache, training on all cores what is missing.
-
-    One process per core with one thread each: matrices this small gain little from a second thread.
-    """
+    """Make sure that several models are in the cache, training on all cores what is missing."""
     for name in {config.llm for config in configs}:
         load_llm(name)
     for config in configs:  # what they share is made first, with all cores for each
         for split in ("train", "val"):
             data = load_dataset("phantom", split, config.size)
             seen(config, data.reports, lambda data=data: data.films)
-        if config.align_studies:
-            studies = alignment_studies(config)
-            seen(config, studies, lambda studies=studies, size=config.size: render_films(studies, size))
-    stage_1 = list(dict.fromkeys(_before_stage_2(config) for config in configs if config.align_studies))
-    workers = 1 if torch.cuda.is_available() else min(os.cpu_count(), len(configs))
-    for build, todo in ((aligned, stage_1), (_trained_folder, list(dict.fromkeys(configs)))):
-        if workers == 1:
-            for config in todo:
-                build(config)
-        else:
-            joblib.Parallel(n_jobs=workers)(joblib.delayed(_with_one_thread)(build, config) for config in todo)
+    in_parallel(aligned, [_alignment(config) for config in configs if config.align_studies])
+    in_parallel(_trained_folder, configs)
 
 
-def _with_one_thread(build: Callable[[NarrativeConfig], Path], config: NarrativeConfig) -> Path:
-    torch.set_num_threads(1)
-    return build(config)
-
-
-def alignment_studies(config: NarrativeConfig) -> list[Report]:
-    """The rendered studies of stage 1; other ones than the encoder was pre-trained on."""
-    return balanced_studies(indiana().train, config.align_studies, seed=1)
-
-
-def _before_stage_2(config: NarrativeConfig) -> NarrativeConfig:
-    return replace(config, train_reports=None, epochs=0, word_dropout=0.0, lr=0.0)
-
-
-def aligned(config: NarrativeConfig) -> Path:
-    """Folder of a model after stage 1 (shared by all that differ in stage 2 only), from the cache or trained now."""
-    config = _before_stage_2(config)
-
-    def make(folder: Path) -> None:
-        model = NarrativeVLM(config)
-        model.align(folder)
-        model.save(folder)
-        shutil.rmtree(folder / "align")
-
-    return artifact("narrative-aligned", _inputs(config), make, code=_CODE, resume=True)
+def _alignment(config: NarrativeConfig) -> Alignment:
+    return Alignment(
+        config.size, config.encoder, config.llm, config.align_studies, config.align_epochs, seed=config.seed
+    )
 
 
 def _trained_folder(config: NarrativeConfig) -> Path:
     def make(folder: Path) -> None:
         model = NarrativeVLM(config)
-        if config.align_studies:
-            start = NarrativeVLM.load(aligned(config))
-            model.load_state_dict(start.state_dict())
         train = load_dataset("phantom", "train", config.size, config.train_reports)
         history = model.prepare(train, load_dataset("phantom", "val", config.size), folder)
         model.save(folder)
@@ -316,7 +153,7 @@ def trained(config: NarrativeConfig) -> NarrativeVLM:
     return NarrativeVLM.load(_trained_folder(config))
 
 
-_CODE = [sys.modules[__name__], composed, synthetic, prompt, tiny, training]
+_CODE = [sys.modules[__name__], base, projector, composed, synthetic, prompt, tiny, training]
 
 
 def _inputs(config: NarrativeConfig) -> dict:
