@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> dict:
     }
 
 
+def projection(patient: anatomy.Patient) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """Our projection: line integrals, and in the same pass which of the masks each ray meets. Nothing is remembered."""
+    return partial(anatomy.project_frontal, patient.density, patient.tissue, anatomy.CLASS_BITS)
+
+
 def turned(patient: anatomy.Patient, roll: float) -> anatomy.Patient:
     """Our way to another direction: the volume is pulled through the rotation."""
     at = anatomy.nodes(patient.density.shape, patient.pitch)
@@ -111,7 +117,7 @@ def with_a_finding(patient: anatomy.Patient) -> tuple[np.ndarray, np.ndarray]:
     """A drawn consolidation, in the volume (water = 1000) and as our line integrals (mm of water)."""
     finding = next(f for r in indiana().train for f in r.mesh if abnormality(f) == "consolidation")
     volume = patient.density.astype(np.float32)
-    film = patient.projection.copy()
+    film = patient.seen("frontal")[0].copy()
     for blob in lesions.DRAWINGS["consolidation"](patient, finding, np.random.default_rng(0), 1.0):
         window = tuple(slice(a, a + n) for a, n in zip(blob.origin, blob.change.shape, strict=True))
         volume[window] += blob.change
@@ -123,7 +129,7 @@ def compare(size: int, rounds: int, count: int) -> dict:
     """Everything at one film size."""
     renderer = PhantomRenderer(size, patients=2)
     patient = renderer.patients[1]  # a deformed one: the CT itself is patient 0
-    project = partial(anatomy.project_density, patient.density)
+    project = projection(patient)
     straight = {tracer: Rays(tracer, patient.density, patient.tissue, patient.pitch) for tracer in TRACERS}
     rolled = {tracer: Rays(tracer, patient.density, patient.tissue, patient.pitch, ROLL) for tracer in TRACERS}
     found = [r for r in indiana().train if any(map(abnormality, r.mesh))][:count]
@@ -131,7 +137,7 @@ def compare(size: int, rounds: int, count: int) -> dict:
     calls = {
         "projection: ours": project,
         **{f"projection: DiffDRR {tracer}": rays for tracer, rays in straight.items()},
-        "turned: ours": lambda: turned(patient, ROLL).projection,
+        "turned: ours": lambda: turned(patient, ROLL).seen("frontal"),
         **{f"turned: DiffDRR {tracer}": rays for tracer, rays in rolled.items()},
         "film with findings and masks: ours": lambda: renderer.render(next(turns)),
         "projection with masks: DiffDRR siddon": partial(straight["siddon"], masks=True),
@@ -151,12 +157,12 @@ def compare(size: int, rounds: int, count: int) -> dict:
     ]
     volume, drawn = with_a_finding(patient)
     agree = {
-        f"projection, {tracer}": agreement(project() * anatomy.DEPTH_MM, rays()) for tracer, rays in straight.items()
+        f"projection, {tracer}": agreement(project()[0] * anatomy.DEPTH_MM, rays()) for tracer, rays in straight.items()
     }
     # Where a turned ray leaves the volume sideways the two differ by design: we repeat the edge, DiffDRR sees nothing.
     depth = patient.density.shape[2] * anatomy.DEPTH_MM
     edge = 1 + int(np.ceil(np.sin(np.deg2rad(ROLL)) * depth / 2 / patient.pitch))
-    ours = turned(patient, ROLL).projection[:, edge:-edge]
+    ours = turned(patient, ROLL).seen("frontal")[0][:, edge:-edge]
     for tracer, rays in rolled.items():
         agree[f"turned by {ROLL:.0f} degrees, {tracer}"] = agreement(ours, rays()[:, edge:-edge])
     drawn_in = Rays("siddon", volume, patient.tissue, patient.pitch)()
@@ -182,7 +188,7 @@ def memory(name: str, size: str) -> None:
     """Child process: MB by which one projection grows the peak."""
     patient = PhantomRenderer(int(size), patients=2).patients[1]
     if name == "ours":
-        call = partial(anatomy.project_density, patient.density)
+        call = projection(patient)
         call()
     else:
         call = Rays(name.split()[1], patient.density, patient.tissue, patient.pitch)
