@@ -96,6 +96,7 @@ def pretrain_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     studies: Annotated[int | None, typer.Option(min=1, help="Rendered studies to train on.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over them.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first weights and the order.")] = None,
 ) -> None:
     """Pre-train an encoder on rendered studies and write its weights and card under weights/."""
     from rrg_utils.runner import unknown
@@ -108,8 +109,29 @@ def pretrain_command(
     if name not in PRETRAINABLE:
         raise unknown("encoder", name, list(PRETRAINABLE))
     _show_progress()
-    options = {"studies": studies, "epochs": epochs}
+    options = {"studies": studies, "epochs": epochs, "seed": seed}
     typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
+
+
+@app.command("compare")
+def compare_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Encoders; all by default.")] = None,
+    studies: Annotated[int, typer.Option(min=1, help="Rendered studies to train on.")] = 8000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each encoder.")] = 3,
+) -> None:
+    """Train encoders alike, several seeds each, for notebook 04; what is there already is not made again."""
+    from rrg_utils.runner import show, unknown
+    from rrg_utils.vision.comparison import compare
+    from rrg_utils.vision.pretrain import PRETRAINABLE
+
+    for name in names or ():
+        if name not in PRETRAINABLE:
+            raise unknown("encoder", name, list(PRETRAINABLE))
+    _show_progress()
+    for seed in range(seeds):
+        for name in names or PRETRAINABLE:
+            typer.echo(show(compare(name, seed=seed, studies=studies, epochs=epochs)))
 
 
 @app.command("extract")
@@ -148,6 +170,8 @@ def extract_command(
 def build(
     size: Annotated[int, typer.Option(min=16, help="Height and width of the images in pixels.")] = 128,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    view: Annotated[str, typer.Option(help="frontal or lateral.")] = "frontal",
+    hospital: Annotated[str, typer.Option(help="standard or portable.")] = "standard",
 ) -> None:
     """Render the studies of a split into the cache."""
     from rrg_utils.runner import unknown
@@ -159,7 +183,9 @@ def build(
 
     _show_progress()
     for one in splits if split == "all" else (split,):
-        typer.echo(f"{one}: {len(load_dataset('phantom', one, size))} studies at {size} px")
+        typer.echo(
+            f"{one}: {len(load_dataset('phantom', one, size, view=view, hospital=hospital))} {view} films of {size} px"
+        )
 
 
 @data.command()

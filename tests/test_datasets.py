@@ -10,7 +10,7 @@ from rrg_utils.data.abnormalities import ABNORMALITIES, present
 from rrg_utils.data.anatomy import LOBES, REGIONS
 from rrg_utils.data.datasets import CELLS, label_vector, load_dataset, render_films
 from rrg_utils.data.phantom import PhantomRenderer
-from rrg_utils.data.reports import clean
+from rrg_utils.data.reports import clean, study_views
 from rrg_utils.errors import RRGError
 
 SIZE = 64
@@ -240,8 +240,18 @@ def test_wrong_size_is_refused(cohort):
         load_dataset("phantom", "val", 8)
 
 
-def test_build_renders_a_split(cohort, rendered, caplog):
-    with caplog.at_level(logging.INFO, logger="rrg"):
-        datasets.build(SIZE, "val")
-    assert "val: 40 films of 64 px" in caplog.text
-    assert len(rendered) == 40
+def test_views_and_hospitals_are_options_of_the_phantom(cohort):
+    lateral = load_dataset("phantom", "val", SIZE, view="lateral")
+    assert 0 < len(lateral) <= len(load_dataset("phantom", "val", SIZE))
+    assert all("lateral" in study_views(report) for report in lateral.reports)
+    assert lateral[0].view == "lateral"
+    assert np.abs(lateral.phantom(0).image - lateral[0].image).max() < 0.01
+    portable = load_dataset("phantom", "val", SIZE, hospital="portable")
+    assert portable.texts == [clean(report.impression) for report in portable.reports]
+    assert portable.films.key != load_dataset("phantom", "val", SIZE).films.key
+    with pytest.raises(RRGError, match=r"'clinic'.*standard, portable"):
+        load_dataset("phantom", "val", SIZE, hospital="clinic")
+    with pytest.raises(RRGError, match=r"'axial'.*frontal, lateral"):
+        load_dataset("phantom", "val", SIZE, view="axial")
+    with pytest.raises(RRGError, match=r"options of the phantom"):
+        load_dataset("iu_xray", "val", SIZE, root="somewhere", view="lateral")

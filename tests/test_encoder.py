@@ -2,16 +2,18 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rrg_utils.data import load_dataset
 from rrg_utils.errors import RRGError
-from rrg_utils.vision import Detector, Swin, as_films, load_detector, load_encoder
+from rrg_utils.vision import Detector, Swin, as_films, load_detector, load_encoder, matched_encoders
 from rrg_utils.vision.features import encode, merge_tokens
-from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, pretrain
+from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, _save, predict, pretrain
 
 CARDS = sorted(WEIGHTS.glob("*.json"))
 
@@ -111,3 +113,26 @@ def test_cards_say_how_the_weights_were_made(path):
     assert card["parameters"] == sum(p.numel() for p in load_encoder(card["encoder"]).parameters())
     scores = [v for name, v in card["validation"]["auroc"].items() if card["validation"]["positives"][name] >= 5]
     assert np.median(scores) > 0.75
+
+
+@pytest.mark.parametrize("name", PRETRAINABLE)
+def test_every_encoder_is_written_and_read_back(name, tmp_path, images):
+    torch.manual_seed(0)
+    detector = Detector(matched_encoders()[name]).eval()
+    _save(detector, tmp_path / f"{name}-128.safetensors", {"encoder": name, "config": detector.encoder.config})
+    again = load_detector(name, folder=tmp_path)
+    assert (tmp_path / f"{name}-128.safetensors").stat().st_size <= 25e6 / len(PRETRAINABLE)
+    np.testing.assert_allclose(predict(again, images), predict(detector, images), atol=0.05)
+
+
+def test_pretraining_lowers_the_loss_and_says_how_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("rrg_utils.vision.pretrain.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("rrg_utils.vision.pretrain.WEIGHTS", tmp_path)
+    monkeypatch.setattr("rrg_utils.vision.pretrain.load_dataset", partial(load_dataset, limit=24))
+    path = pretrain("mamba", studies=32, epochs=2, seed=3)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["command"] == "rrg pretrain mamba --studies 32 --epochs 2 --seed 3"
+    assert card["training loss"][1] < card["training loss"][0]
+    assert load_detector("mamba", folder=tmp_path).encoder.scan == "vim"
+    assert pretrain("mamba", studies=32, epochs=2, seed=3) == path  # finished: nothing is trained again
+    assert json.loads(path.with_suffix(".json").read_text()) == card

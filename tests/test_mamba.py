@@ -7,11 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from rrg_utils.errors import RRGError
-from rrg_utils.vision import CNN, Detector, VisionMamba, ViT
-from rrg_utils.vision.controls import matched_encoders
+from rrg_utils.vision import CNN, Detector, VisionMamba, ViT, matched_encoders
 from rrg_utils.vision.mamba import SelectiveSSM, SS2DBlock, VimBlock, cross_merge, cross_scan
 
-NAMES = ["vim", "vmamba", "swin", "vit", "cnn"]
+NAMES = ["swin", "mamba", "vmamba", "vit", "cnn"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_tokens_are_in_row_major_order_of_the_film(encoders, name):
         assert max(abs(found[0] - row), abs(found[1] - column)) <= 1
 
 
-@pytest.mark.parametrize("name", ["vim", "vmamba", "vit"])
+@pytest.mark.parametrize("name", ["mamba", "vmamba", "vit"])
 def test_every_token_sees_the_whole_film(encoders, name):
     films = film(count=1).requires_grad_()
     tokens = encoders[name](films).tokens

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rrg_utils.data.cohort import cohort
 from rrg_utils.data.reports import (
     MASK,
     XXXX_POLICY,
@@ -17,6 +18,7 @@ from rrg_utils.data.reports import (
     load_indiana,
     projections,
     sentences,
+    study_views,
     xxxx_counts,
 )
 from rrg_utils.data.wheels import wheel_file
@@ -246,3 +248,16 @@ def test_xxxx_counts_are_those_of_the_docstring():
 
 def test_id_order():
     assert sorted(["CXR10", "CXR9", "CXR1", "A2"], key=id_order) == ["A2", "CXR1", "CXR9", "CXR10"]
+
+
+def test_views_of_a_study_follow_the_metadata_of_its_images():
+    members = [report for split in ("train", "val", "test") for report in getattr(cohort(load_indiana()), split)]
+    views = {report.id: study_views(report) for report in members}
+    assert {view[0] for view in views.values()} == {"frontal"}
+    known = projections()
+    for report in members:
+        seen = [known[image] for image in report.images]
+        if "lateral" in seen:
+            assert views[report.id] == ("frontal", "lateral")
+        if set(seen) == {"frontal"}:
+            assert views[report.id] == ("frontal",)

@@ -8,7 +8,7 @@ One CT is one person: the deformed patients say nothing about how real people di
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from rrg_utils.artifacts import artifact
+from rrg_utils.data import priors
 from rrg_utils.data.wheels import wheel_file
 
 View = Literal["frontal", "lateral"]
@@ -487,20 +488,28 @@ class Acquisition:
 def deform(base: Patient, seed: int, taken: Acquisition = Acquisition()) -> Patient:
     """Another patient: habitus, inflation, heart size, spine and pose drawn at random and applied to the CT together.
 
-    Ranges are ours, meant to stay within what a radiologist would call normal. Seed 0 changes nothing but how the film
-    is taken.
+    The lungs' width and height spread as in real lung masks (`priors.lung_spread`), as far as the film has room. The
+    other ranges are ours, meant to stay within what a radiologist would call normal. Seed 0 changes nothing but how the
+    film is taken.
     """
     rng = np.random.default_rng([7, seed])
     spacing = base.spacing
     at = nodes(base.tissue.shape, base.pitch)
     middle = np.array(base.tissue.shape) * spacing / 2
-    width, depth = rng.uniform(0.93, 1.08), rng.uniform(0.9, 1.12)
     displacement = diverge(at, middle, taken)
     if seed == 0:
         other = base.bent(displacement)
         return describe(other.density, other.tissue, base.pitch)
-    displacement += (at - middle) * (1 / np.array([1.0, width, depth]) - 1)
-    lower = taken.inspiration_mm + rng.normal(0, 6)
+    marks, spread = base.marks, priors.lung_spread()
+    top, bottom = min(marks.lung_top.values()) * base.pitch, max(marks.lung_bottom.values()) * base.pitch
+    width, depth = np.exp(np.clip(rng.normal(), -2, 2) * spread.width), rng.uniform(0.9, 1.12)
+    height = np.exp(np.clip(rng.normal(), -2, 2) * spread.height)
+    height = min(height, (FILM_MM - 14 - top) / (bottom - top))
+    # Half of it is a longer or shorter trunk, half the diaphragm (which moves the lowest lung less than its dome).
+    trunk = np.sqrt(height)
+    lower = taken.inspiration_mm + (height / trunk - 1) * (bottom - top) / 0.7
+    anchor = np.array([top, *middle[1:]])
+    displacement += (at - anchor) * (1 / np.array([trunk, width, depth]) - 1)
     displacement += move_diaphragm(at, base.marks, spacing, lower + rng.normal(0, 3), lower + rng.normal(0, 3))
     displacement += scale_heart(at, base.marks, spacing, taken.heart * rng.uniform(0.78, 0.95))
     displacement += bend_spine(at, base.marks, spacing, rng.normal(0, 2), rng.uniform(0, 2 * np.pi))
@@ -534,7 +543,12 @@ def patients(size: int, count: int = PATIENTS, taken: Acquisition = Acquisition(
     """
     folder = artifact(
         "patients",
-        {"size": size, "count": count, "acquisition": asdict(taken)},
+        {
+            "size": size,
+            "count": count,
+            "acquisition": asdict(taken),
+            "lungs": [round(value, 4) for value in astuple(priors.lung_spread())],
+        },
         lambda folder: _build(folder, size, count, taken),
         code=[sys.modules[__name__]],
     )

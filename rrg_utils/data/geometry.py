@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -11,6 +12,7 @@ from rrg_utils.data.mesh import Finding
 from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.data.reports import Report
 from rrg_utils.data.synthetic import balanced_studies
+from rrg_utils.plots import COLOURS
 
 _BOX = ["x0", "y0", "x1", "y1"]
 _BOTH_SIDES = ("interstitial markings",)  # drawn on both sides where the annotation names none
@@ -89,3 +91,46 @@ def compare(phantom: pd.DataFrame) -> pd.DataFrame:
             row[f"{label}, radiologists"] = float(priors.weighted_quantile(measure(real), real.weight, 0.5))
         rows.append(row)
     return pd.DataFrame(rows).set_index("class")
+
+
+def figure(phantom: pd.DataFrame) -> plt.Figure:
+    """Box sizes and centres of each class: radiologists' blue, the phantom's orange.
+
+    Left of each pair: width and height relative to the lungs, medians with the middle 80 %. Right: where the centres
+    lie on the lungs (patient's left on the right), radiologists' as a density, the phantom's as dots.
+    """
+    names = list(dict.fromkeys(phantom.name))
+    columns = 3
+    lines = -(-len(names) // columns)
+    fig, axes = plt.subplots(lines, 2 * columns, figsize=(12, 2.15 * lines), width_ratios=[1.25, 1] * columns)
+    for (sizes, places), name in zip(axes.reshape(-1, 2), names, strict=False):
+        drawn, real = phantom[phantom.name == name], priors.boxes(name)
+        for table, weights, colour, shift in (
+            (real, real.weight, COLOURS["blue"], 0.13),
+            (drawn, np.ones(len(drawn)), COLOURS["orange"], -0.13),
+        ):
+            for line, measure in enumerate(("height", "width")):
+                low, middle, high = priors.weighted_quantile(_MEASURES[measure](table), weights, (0.1, 0.5, 0.9))
+                sizes.plot(
+                    (low, high), (line + shift,) * 2, color=colour, linewidth=3, alpha=0.45, solid_capstyle="butt"
+                )
+                sizes.plot(middle, line + shift, "os"[shift < 0], color=colour, markersize=6)
+        sizes.set(xlim=(0, 1.02), ylim=(-0.5, 1.5), xticks=(0, 0.5, 1), yticks=(0, 1), yticklabels=("height", "width"))
+        sizes.set_title(f"{name}\n{len(real):,} boxes, {len(drawn)} drawn", fontsize=9)
+        x, y = (real.x0 + real.x1) / 2, (real.y0 + real.y1) / 2
+        places.hist2d(x, y, bins=18, range=((-0.05, 1.05), (-0.05, 1.15)), weights=real.weight, cmap="Blues")
+        places.plot((drawn.x0 + drawn.x1) / 2, (drawn.y0 + drawn.y1) / 2, ".", color=COLOURS["orange"], markersize=4)
+        places.add_patch(plt.Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLOURS["grey"], linewidth=0.8))
+        places.set(xlim=(-0.05, 1.05), ylim=(1.15, -0.05), xticks=(), yticks=())
+        places.grid(False)
+    for axis in axes.reshape(-1, 2)[len(names) :].ravel():
+        axis.axis("off")
+    handles = [
+        plt.Line2D(
+            [], [], color=COLOURS["blue"], marker="o", label="radiologists: median, middle 80 %; density of centres"
+        ),
+        plt.Line2D([], [], color=COLOURS["orange"], marker="s", label="phantom: median, middle 80 %; centres"),
+    ]
+    fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    fig.supxlabel("relative to the width and height of both lungs; grey frame: the lungs' bounding box", fontsize=10)
+    return fig

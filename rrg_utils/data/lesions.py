@@ -66,7 +66,7 @@ def severity(finding: Finding) -> float:
 def part(finding: Finding) -> tuple[float, float]:
     """Which part of the radiologists' boxes, by size, a severity stands for (0 smallest, 1 largest): ours."""
     grade = severity(finding)
-    return (0.0, 0.4) if grade < 1 else (0.0, 1.0) if grade == 1 else (0.4, 0.75) if grade < 1.3 else (0.7, 1.0)
+    return (0.0, 0.3) if grade < 1 else (0.0, 1.0) if grade == 1 else (0.4, 0.7) if grade < 1.3 else (0.75, 1.0)
 
 
 def sides(finding: Finding, rng: np.random.Generator) -> tuple[str, ...]:
@@ -345,7 +345,7 @@ def nodule(patient, finding, rng, strength) -> Iterator[Blob]:
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(2, 5) if "multiple" in words else 1):
-            centre, _, size = place_box(patient, finding, side, rng, "nodule", margin=8)
+            centre, _, size = place_box(patient, finding, side, rng, "nodule", margin=10)
             yield _sphere(patient, centre, _radii(size), 1080, min(1, strength), rng)
 
 
@@ -361,12 +361,12 @@ def mass(patient, finding, rng, strength) -> Iterator[Blob]:
 
 
 def granuloma(patient, finding, rng, strength) -> Iterator[Blob]:
-    """A calcified speck of 5-10 mm; where the radiologist's box is larger, several that fill it."""
+    """A calcified speck of 6-12 mm; where the radiologist's box is larger, several that fill it."""
     words = {*finding.anatomy, *finding.qualifiers}
     for side in lung_side(finding, rng):
         for _ in range(rng.integers(3, 7) if words & {"multiple", "scattered"} else 1):
             centre, _, size = place_box(patient, finding, side, rng, "granuloma", margin=5)
-            radius = float(np.clip(size.min() / 2, 2.5, rng.uniform(3.5, 5.0)))
+            radius = float(np.clip(size.min() / 2, 3.2, rng.uniform(4.0, 6.0)))
             room = np.maximum(size / 2 - radius, 0)
             if room.max() < radius:
                 yield _sphere(patient, centre, radius, 2900, strength)
@@ -457,7 +457,7 @@ def effusion(patient, finding, rng, strength, name="pleural effusion") -> Iterat
     for side in sides(finding, rng):
         found = priors.sample(name, side, rng, part=part(finding))
         # Floors of ours: less fluid than that would not have been reported from a film.
-        depth, reach = max(1.15 * found.height * tall, 18.0), max(found.width * wide, 14.0)
+        depth, reach = max(1.3 * found.height * tall, 18.0), max(1.1 * found.width * wide, 14.0)
         window, lung = _lungs(patient, (side,))
         shadow = lung.any(2)
         cols = np.arange(shadow.shape[1], dtype=np.float32)
@@ -479,9 +479,10 @@ def blunting(patient, finding, rng, strength) -> Iterator[Blob]:
 def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
     """Air outside the lung, widest at the apex and along the side; the lung's edge shows as a thin line.
 
-    The air takes the share of the lung's projected area, and reaches as far down, as in a radiologist's mask.
+    The air takes the share of the lung's projected area, and its extent downwards and inwards, from a
+    radiologist's mask.
     """
-    top, _, tall, _ = lung_frame(patient)
+    top, start, tall, wide = lung_frame(patient)
     for side in sides(finding, rng):
         found = priors.sample("pneumothorax", side, rng, part=part(finding))
         window, lung = _lungs(patient, (side,))
@@ -489,10 +490,12 @@ def pneumothorax(patient, finding, rng, strength) -> Iterator[Blob]:
         # Distance (mm) from the apex and the side wall: what lies inwards of or below the lung counts as lung.
         inner = np.logical_or.accumulate(shadow, axis=1) | np.logical_or.accumulate(shadow, axis=0)
         wall = ndimage.distance_transform_edt(np.pad(inner, ((1, 0), (1, 0))))[1:, 1:] * patient.pitch
-        rows = (np.arange(len(shadow)) + window[0].start + 0.5).reshape(-1, 1) * patient.pitch
-        height = (rows - top) / tall
-        stop = max(found.y1, 0.1)  # where the air ends
-        profile = (1 - 0.6 * np.clip(height / stop, 0, 1)) * _step((stop - height) / (0.25 * stop) + 0.3)
+        y = ((np.arange(window[0].start, window[0].stop) + 0.5).reshape(-1, 1) * patient.pitch - top) / tall
+        x = ((np.arange(window[1].start, window[1].stop) + 0.5) * patient.pitch - start) / wide
+        x, inner_edge = (x, found.x1) if side == "right" else (1 - x[::-1], 1 - found.x0)
+        lower_edge = max(found.height, 0.1)  # where the air ends: it rises to the apex of an upright patient
+        profile = (1 - 0.6 * np.clip(y / lower_edge, 0, 1)) * _step((lower_edge - y) / (0.25 * found.height))
+        profile = profile * _step((inner_edge - x) / (0.25 * found.width))
         with np.errstate(divide="ignore"):
             needed = np.where(profile > 0, wall / np.maximum(profile, 1e-6), np.inf)  # width that bares a pixel
         width = np.quantile(needed[shadow], min(found.share, 0.9), method="lower")
@@ -521,6 +524,16 @@ def thickening(patient, finding, rng, strength) -> Iterator[Blob]:
 # --- skeleton, vessels, hernia ----------------------------------------------------------------------------------------
 
 
+def _on_rib(patient: Patient, place: np.ndarray) -> np.ndarray:
+    """The point (mm) on a rib that is nearest to a place: a finding that bends the anatomy may have moved the rib."""
+    for reach in (13.0, 40.0, 400.0):
+        window, _ = box(patient, place, reach)
+        points = (np.argwhere(patient.tissue[window] == RIB) + [s.start for s in window]) * patient.spacing
+        if len(points):
+            return points[((points - place) ** 2).sum(1).argmin()]
+    return place
+
+
 def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
     """A break in one to three ribs: a gap, or a knob of callus where it has healed."""
     words = {*finding.anatomy, *finding.qualifiers}
@@ -533,7 +546,7 @@ def rib_fracture(patient, finding, rng, strength) -> Iterator[Blob]:
         rows = (at[:, 0] > 0.15 * len(patient.tissue)) & (at[:, 0] < 0.75 * len(patient.tissue))
         pool = at[(outward * patient.pitch > 60) & rows]
         for _ in range(rng.integers(2, 4) if "multiple" in words else 1):
-            centre = pool[rng.integers(len(pool))] * patient.spacing
+            centre = _on_rib(patient, pool[rng.integers(len(pool))] * patient.spacing)
             window, (r, c, d) = box(patient, centre, 13.0)
             rib = patient.tissue[window] == RIB
             points = np.argwhere(rib) * patient.spacing
@@ -857,8 +870,8 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         heart = np.flatnonzero(((patient.seen("frontal")[1] >> anatomy.MASKS.index("heart")) & 1).any(0))
         now = (heart[-1] + 1 - heart[0]) * patient.pitch
         wanted = priors.sample(name, None, rng, part=part(finding)).width * lung_frame(patient)[3]
-        wider = max(wanted / now - 1, 0.1 * severity(finding))
-        return anatomy.scale_heart(at, marks, spacing, 1 + 1.3 * wider * strength)  # the warp fades within the heart
+        wider = max(wanted / now - 1, 0.12 * severity(finding))
+        return anatomy.scale_heart(at, marks, spacing, 1 + 1.5 * wider * strength)  # the warp fades within the heart
     if name == "hyperinflation":
         low = anatomy.move_diaphragm(at, marks, spacing, 20 * grade * wobble, 20 * grade * wobble)
         return low + anatomy.scale_heart(at, marks, spacing, 1 - 0.1 * min(1.0, grade))
@@ -876,7 +889,7 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         _, left, _, wide = lung_frame(patient)
         wanted = left + priors.sample(name, None, rng, part=part(finding)).x1 * wide
         shift = np.clip(wanted - (aorta[-1] + 1) * patient.pitch, 8 * severity(finding), 30)
-        return anatomy.widen_aorta(at, marks, spacing, 1.5 * shift * strength)  # the warp fades from the middle
+        return anatomy.widen_aorta(at, marks, spacing, 1.8 * shift * strength)  # the warp fades from the middle
     if name == "wide mediastinum":
         return anatomy.widen_mediastinum(at, marks, spacing, 15 * grade * wobble)
     if name == "kyphosis":

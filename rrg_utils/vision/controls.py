@@ -7,7 +7,7 @@ differs is how the tokens come to know of each other.
 from torch import Tensor, nn
 
 from rrg_utils.errors import RRGError
-from rrg_utils.vision.encoder import ConvStem, Features, Swin
+from rrg_utils.vision.encoder import ConvStem, Features
 
 PATCH = 16
 
@@ -90,16 +90,3 @@ class CNN(nn.Module):
         check_films(films, self.size)
         tokens = self.body.forward_features((films - 0.5) / 0.25).flatten(2).mT
         return Features(tokens, tokens.mean(1))
-
-
-def matched_encoders(size: int = 128) -> dict[str, nn.Module]:
-    """The encoders that the comparison is about, untrained, at `size` px: about 2.2 M weights each at 128 px."""
-    from rrg_utils.vision.mamba import VisionMamba
-
-    return {
-        "vim": VisionMamba(size, scan="vim"),
-        "vmamba": VisionMamba(size, scan="vmamba"),
-        "swin": Swin(size),
-        "vit": ViT(size),
-        "cnn": CNN(size),
-    }

@@ -8,7 +8,7 @@ A scan reads a sequence one way, and an image has no first pixel. Two ways out, 
   laid over each other again.
 
 The sizes, the convolutional stem and the constant width are ours: as many weights as the Swin encoder beside it, and
-tokens on the same grid. R2GenCSR uses a Vim pre-trained at 224 px.
+tokens on the same grid. The released code of R2GenCSR uses VMamba-B, pre-trained on photographs at 224 px.
 """
 
 import math

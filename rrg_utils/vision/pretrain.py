@@ -1,5 +1,7 @@
 """Pre-training of image encoders on rendered studies with balanced findings (`rrg pretrain NAME`).
 
+Every encoder learns with the same recipe from the same studies, so that what differs between two is the encoder.
+
 2,069 training reports are too few to train an encoder from scratch, and most findings are rare in them; rendering is
 unlimited. The encoder learns to say which of the classes a film shows (one label each), in which cells of the patch
 grid each lies, and which regions and lobes the cells belong to. The dense targets let it find small lesions.
@@ -8,6 +10,8 @@ grid each lies, and which regions and lobes the cells belong to. The dense targe
 import hashlib
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +27,36 @@ from rrg_utils.artifacts import cache_dir
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import LOBES, REGIONS
 from rrg_utils.data.datasets import Films, indiana, label_vector, load_dataset, render_films
-from rrg_utils.data.synthetic import balanced_studies
+from rrg_utils.data.synthetic import CROWDED, balanced_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.training import FitOptions, fit
+from rrg_utils.vision.controls import CNN, ViT
 from rrg_utils.vision.encoder import Swin, as_films
+from rrg_utils.vision.mamba import VisionMamba
 
 log = logging.getLogger("rrg")
 
-ENCODERS: dict[str, type[nn.Module]] = {"swin": Swin}
-PRETRAINABLE = {"swin": "Swin Transformer (timm), two stages, for films of 128 px"}
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "swin": Swin,
+    "mamba": partial(VisionMamba, scan="vim"),
+    "vmamba": partial(VisionMamba, scan="vmamba"),
+    "vit": ViT,
+    "cnn": CNN,
+}
+PRETRAINABLE = {
+    "swin": "Swin Transformer (timm): attention within windows, two stages",
+    "mamba": "Vision Mamba (Vim): one scan forwards, one backwards",
+    "vmamba": "VMamba: four scans, along rows and columns, both ways",
+    "vit": "Vision Transformer (timm): every patch attends to every other",
+    "cnn": "a small ResNet (timm): near pixels only",
+}
 WEIGHTS = Path(rrg_utils.__file__).resolve().parents[1] / "weights"
 _CHUNK = 4000  # studies per cache entry, so that an interrupted rendering loses little
+
+
+def matched_encoders(size: int = 128) -> dict[str, nn.Module]:
+    """All encoders untrained, at `size` px: about 2.2 M weights each at 128 px, tokens of width 192 per 16-px patch."""
+    return {name: make(size) for name, make in ENCODERS.items()}
 
 
 class Detector(nn.Module):
@@ -90,18 +113,25 @@ def _collate(parts: list[Films], labels: np.ndarray):
     return collate
 
 
-def pretrain(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> Path:
-    """Train an encoder on `studies` rendered studies and write it with its card to `weights/`; returns the file.
+def studies_for_training(studies: int, size: int = 128) -> tuple[list[Films], np.ndarray, str]:
+    """Films in parts, labels (studies, C) and a hash of the first rendered studies, from the cache or made now."""
+    reports = balanced_studies(indiana().train, studies, seed=0, findings=CROWDED)
+    parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
+    digest = hashlib.sha256("".join(films.key for films in parts).encode()).hexdigest()[:16]
+    return parts, np.stack([label_vector(report) for report in reports]), digest
 
-    Resumes where an interrupted call with the same arguments stopped.
+
+def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> tuple[Detector, dict]:
+    """Train an encoder with its heads on the first `studies` rendered studies; returns it and the card of the training.
+
+    `seed` is that of the first weights, the order and the augmentation: the studies are the same for every seed.
+    Resumes where an interrupted call with the same arguments and films stopped.
     """
     if name not in PRETRAINABLE:
         raise RRGError(f"unknown encoder {name!r}; can be pre-trained: {', '.join(PRETRAINABLE)}")
     torch.manual_seed(seed)
     detector = Detector(ENCODERS[name](size))
-    reports = balanced_studies(indiana().train, studies, seed)
-    parts = [render_films(reports[k : k + _CHUNK], size) for k in range(0, studies, _CHUNK)]
-    labels = np.stack([label_vector(report) for report in reports])
+    parts, labels, data = studies_for_training(studies, size)
     val = load_dataset("phantom", "val", size)
     options = FitOptions(epochs=epochs, batch_size=32, lr=1e-3, weight_decay=0.05, checkpoint_every=100, seed=seed)
     history = fit(
@@ -111,21 +141,29 @@ def pretrain(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 12
         collate=_collate(parts, labels),
         options=options,
         validate=lambda module: -float(np.nanmean(list(scores(module, val).values()))),
-        folder=cache_dir() / "pretrain" / f"{name}-{size}-{studies}-{epochs}-{seed}",
+        folder=cache_dir() / "pretrain" / f"{name}-{size}-{epochs}-{seed}-{data}",
         name=f"pre-training {name}",
     )
-    card = {
+    return detector, {
         "encoder": name,
         "config": detector.encoder.config,
         "parameters": sum(p.numel() for p in detector.encoder.parameters()),
-        "command": f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed}",
+        "studies": studies,
+        "epochs": epochs,
         "seed": seed,
         "split digest": indiana().digest,
-        "data hash": hashlib.sha256("\n".join(str(r.mesh) for r in reports).encode()).hexdigest()[:16],
+        "data hash": data,
         "training loss": [round(x, 4) for x in history.train],
         "minutes": round(history.seconds / 60, 1),
-        "validation": {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)},
     }
+
+
+def pretrain(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> Path:
+    """`train` an encoder and write it with its card to `weights/`; returns the file."""
+    detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed)
+    val = load_dataset("phantom", "val", size)
+    card["command"] = f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed}"
+    card["validation"] = {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)}
     return _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
 
 

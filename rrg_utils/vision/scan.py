@@ -102,7 +102,8 @@ def _chunked(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
     """
     h, y = u.new_zeros(*u.shape[:2], A.shape[1]), []
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C))
-    for u_c, delta_c, B_c, C_c in zip(*(x.split(CHUNK, -1) for x in (u, delta, B, C)), strict=True):
+    size = u.shape[-1] if u.is_meta else CHUNK  # on "meta" there are no numbers, so no memory to bound
+    for u_c, delta_c, B_c, C_c in zip(*(x.split(size, -1) for x in (u, delta, B, C)), strict=True):
         part = (h, u_c, delta_c, A, B_c, C_c)
         y_c, h = checkpoint(_chunk, *part, use_reentrant=False, preserve_rng_state=False) if keep else _chunk(*part)
         y.append(y_c)

@@ -1,0 +1,122 @@
+"""Encoders trained alike, several seeds of each, and how well they tell the classes apart (`rrg compare`).
+
+Training them all takes an hour of processor time, so what every trained encoder says about the validation and test
+films is kept in `results/encoders/`: one number a film and class, from which notebook 04 computes everything.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rrg_utils.claims import RESULTS
+from rrg_utils.data.abnormalities import ABNORMALITIES
+from rrg_utils.data.datasets import load_dataset
+from rrg_utils.errors import RRGError
+from rrg_utils.vision.pretrain import predict, studies_for_training, train
+
+log = logging.getLogger("rrg")
+FOLDER = RESULTS / "encoders"
+SPLITS = ("val", "test")
+
+
+class Run(NamedTuple):
+    """A trained encoder: its card and its logits (N, C) for every film of the two splits."""
+
+    card: dict
+    val: np.ndarray
+    test: np.ndarray
+
+
+def compare(name: str, *, seed: int = 0, studies: int = 8000, epochs: int = 1, size: int = 128) -> Path:
+    """Train an encoder with the recipe of pre-training and keep its logits; returns the file.
+
+    Does nothing if the file was made with the same arguments and films; goes on where an interrupted call stopped.
+    """
+    path = FOLDER / f"{name}-seed{seed}.npz"
+    films = {split: load_dataset("phantom", split, size).films for split in SPLITS}
+    wanted = {
+        "encoder": name,
+        "seed": seed,
+        "studies": studies,
+        "epochs": epochs,
+        "size": size,
+        "data hash": studies_for_training(studies, size)[-1],
+        "films": {split: films[split].key for split in SPLITS},
+    }
+    if path.exists() and wanted.items() <= _read(path).card.items():
+        return path
+    detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed)
+    logits = {split: predict(detector, films[split].images).astype(np.float16) for split in SPLITS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, card=json.dumps(card | wanted), **logits)
+    temporary.replace(path)
+    return path
+
+
+def runs(size: int = 128) -> dict[str, list[Run]]:
+    """encoder -> its kept runs in order of seed. RRGError if there are none, or if they were not all made alike."""
+    found: dict[str, list[Run]] = {}
+    recipes = set()
+    shapes = [(len(load_dataset("phantom", split, size)), len(ABNORMALITIES)) for split in SPLITS]
+    for path in sorted(FOLDER.glob("*-seed*.npz")):
+        run = _read(path)
+        if [run.val.shape, run.test.shape] != shapes:
+            raise RRGError(
+                f"results/encoders/{path.name} is of other studies or classes: make it again with rrg compare"
+            )
+        recipes.add(tuple(str(run.card[key]) for key in ("studies", "epochs", "size", "data hash", "films")))
+        found.setdefault(run.card["encoder"], []).append(run)
+    if not found:
+        raise RRGError("results/encoders/ holds no trained encoders: make them with rrg compare")
+    if len(recipes) > 1:
+        raise RRGError("results/encoders/ mixes films or lengths of training: make them alike with rrg compare")
+    return found
+
+
+def _read(path: Path) -> Run:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Run(json.loads(str(kept["card"])), *(kept[split].astype(np.float32) for split in SPLITS))
+    except (OSError, ValueError, KeyError) as error:
+        raise RRGError(f"results/encoders/{path.name} is damaged ({error}): delete it and run rrg compare") from error
+
+
+def auroc(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """AUROC of every class, for every weighting of the studies: (C,), or (R, C) with weights.
+
+    The share of pairs (a study with the finding, one without) in which the former scores higher; ties count one half. A
+    weight of 2 is a study drawn twice, so a bootstrap is one matrix product per class. NaN where a pair is missing.
+
+    Args:
+        truth: (N, C) bool. logits: (N, C). weights: (R, N), not negative.
+    """
+    if truth.shape != logits.shape or truth.ndim != 2:
+        raise RRGError(f"truth {truth.shape} and logits {logits.shape}: expected two arrays (N, C)")
+    drawn = np.ones((1, len(truth))) if weights is None else np.asarray(weights, dtype=np.float64)
+    out = np.full((len(drawn), truth.shape[1]), np.nan)
+    for column, (there, score) in enumerate(zip(truth.T, logits.T, strict=True)):
+        first = np.sign(score[there][:, None] - score[~there]) / 2 + 0.5
+        yes, no = drawn[:, there], drawn[:, ~there]
+        with np.errstate(invalid="ignore"):
+            out[:, column] = ((yes @ first) * no).sum(1) / (yes.sum(1) * no.sum(1))
+    return out[0] if weights is None else out
+
+
+def draws(studies: int, n: int = 1000, seed: int = 0) -> np.ndarray:
+    """(n, studies) bootstrap weights: how often each study is drawn."""
+    return np.random.default_rng(seed).multinomial(studies, np.full(studies, 1 / studies), size=n)
+
+
+def macro(truth: np.ndarray, logits: Sequence[np.ndarray], weights: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(R,) macro AUROC of an encoder in every bootstrap sample: studies drawn by `weights`, training seeds drawn too.
+
+    logits: one (N, C) per training seed. Classes without a pair in a sample are left out of its mean.
+    """
+    each = np.stack([np.nanmean(auroc(truth, one, weights), axis=1) for one in logits], axis=1)
+    chosen = np.random.default_rng([7, seed]).integers(len(logits), size=each.shape)
+    return np.take_along_axis(each, chosen, axis=1).mean(1)

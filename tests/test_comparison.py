@@ -1,0 +1,117 @@
+"""The comparison of encoders: AUROC against scikit-learn, bootstrap, kept runs; and the counting of cost."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from rrg_utils.data import ABNORMALITIES
+from rrg_utils.errors import RRGError
+from rrg_utils.vision import comparison, cost
+from rrg_utils.vision.comparison import auroc, draws, macro
+from rrg_utils.vision.pretrain import ENCODERS
+
+RNG = np.random.default_rng(0)
+CLASSES = len(ABNORMALITIES)
+
+
+def example(studies=60, classes=4):
+    truth = RNG.random((studies, classes)) < 0.3
+    return truth, np.round(truth + RNG.normal(size=truth.shape), 1)  # rounded: ties
+
+
+def test_auroc_is_that_of_scikit_learn():
+    truth, logits = example()
+    np.testing.assert_allclose(auroc(truth, logits), roc_auc_score(truth, logits, average=None))
+
+
+def test_a_weight_is_a_study_drawn_that_often():
+    truth, logits = example()
+    weights = draws(len(truth), 5)
+    assert weights.sum(1).tolist() == [60] * 5
+    for row, drawn in zip(auroc(truth, logits, weights), weights, strict=True):
+        again = np.repeat(np.arange(60), drawn)
+        np.testing.assert_allclose(row, roc_auc_score(truth[again], logits[again], average=None))
+
+
+def test_auroc_without_a_pair_is_nan_and_left_out_of_the_mean():
+    truth, logits = example()
+    truth[:, 0] = False
+    assert np.isnan(auroc(truth, logits)).tolist() == [True, False, False, False]
+    assert np.isfinite(macro(truth, [logits], draws(60, 5))).all()
+
+
+def test_drawing_seeds_widens_the_interval():
+    truth, _ = example(400)
+    good, bad = (truth * d + RNG.normal(size=truth.shape) for d in (3, 0))
+    weights = draws(400, 300)
+    alone, both = macro(truth, [good, good], weights), macro(truth, [good, bad], weights)
+    assert both.std() > 3 * alone.std()
+    assert both.mean() == pytest.approx((macro(truth, [bad], weights).mean() + alone.mean()) / 2, abs=0.05)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(RRGError, match=r"expected two arrays \(N, C\)"):
+        auroc(np.ones((3, 2), bool), np.ones((3, 3)))
+
+
+def keep(folder, name="swin", seed=0, classes=CLASSES, **card):
+    card = {"encoder": name, "seed": seed, "studies": 8, "epochs": 1, "size": 128, "data hash": "", "films": {}} | card
+    arrays = {"val": np.zeros((295, classes), np.float16), "test": np.zeros((591, classes), np.float16)}
+    np.savez_compressed(folder / f"{name}-seed{seed}.npz", card=json.dumps(card), **arrays)
+
+
+def test_kept_runs_are_read_by_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "FOLDER", tmp_path)
+    for name, seed in (("swin", 1), ("swin", 0), ("mamba", 0)):
+        keep(tmp_path, name, seed)
+    found = comparison.runs()
+    assert {name: [run.card["seed"] for run in runs] for name, runs in found.items()} == {"mamba": [0], "swin": [0, 1]}
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "FOLDER", tmp_path)
+    with pytest.raises(RRGError, match="rrg compare"):
+        comparison.runs()
+    keep(tmp_path)
+    keep(tmp_path, "vit", studies=9)
+    with pytest.raises(RRGError, match="mixes films or lengths"):
+        comparison.runs()
+    keep(tmp_path, "vit", classes=3)
+    with pytest.raises(RRGError, match="other studies or classes"):
+        comparison.runs()
+    (tmp_path / "vit-seed0.npz").write_bytes(b"PK")
+    with pytest.raises(RRGError, match="damaged"):
+        comparison.runs()
+
+
+def test_committed_runs_fit_the_data():
+    found = comparison.runs()
+    assert {"swin", "mamba", "vmamba"} <= set(found)
+
+
+def test_attention_and_grouped_convolutions_are_counted():
+    """ViT by hand: what grows with the square of the tokens is there. Training is three times the forward pass."""
+    small, large = (cost.flops(ENCODERS["vit"], size)[0] for size in (128, 256))
+    few, many = 65, 257  # one more than the patches: the class token
+    attention = 5 * 4 * 192 * (many**2 - 4 * few**2)
+    linear = 5 * 2 * (192 * 576 + 192 * 192 + 2 * 192 * 672) * (many - 4 * few)
+    assert large - 4 * small == attention + linear
+    for name, make in ENCODERS.items():
+        (inference, scans), (training, more) = (cost.flops(make, 128, run) for run in cost.RUNS)
+        assert (training - more) / (inference - scans) == pytest.approx(3, rel=0.05), name
+
+
+def test_scans_are_counted_by_formula():
+    assert cost.flops(ENCODERS["swin"], 128)[1] == 0
+    assert cost.flops(ENCODERS["mamba"], 128)[1] == 7 * 768 * 65 * (7 * 16 + 1)
+    assert cost.flops(ENCODERS["vmamba"], 128)[1] == 6 * 4 * 384 * 64 * (7 * 16 + 1)
+
+
+def test_runs_leave_no_gradients_behind():
+    encoder = ENCODERS["mamba"](64)
+    cost.training(encoder, torch.rand(1, 1, 64, 64))
+    assert all(p.grad is None for p in encoder.parameters())
+    assert cost.seconds(lambda: None) < 1
