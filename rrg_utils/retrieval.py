@@ -17,6 +17,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,6 +218,12 @@ def _matrix(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
+def says_the_same(text: str, other: str) -> bool:
+    """Whether two reports have the same words in the same order; one without words is like no other."""
+    return bool(_says(text)) and _says(text) == _says(other)
+
+
+@lru_cache(maxsize=100_000)
 def _says(text: str) -> str:
     """A hash of the words of a report; two reports with the same hash say the same. "" for a report without words."""
     words = " ".join(re.findall(r"[^\W_]+", text.lower()))
