@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,56 +168,61 @@ class R2GenCSR(ReportGenerator):
 
     def notes(self, query: Tensor, batch: Sequence[Example]) -> list[Prompt]:
         """The contexts of each study as a prompt; `query` (B, T, d) are the encoder's tokens of the studies' films."""
-        pairs = [[c for pair in zip(e.negative, e.positive, strict=True) for c in pair] for e in batch]
-        (count,) = {len(contexts) for contexts in pairs}  # a batch has as many for every study
-        if not count:
+        contexts = [_in_turn(example.negative, example.positive) for example in batch]
+        of = [i for i, line in enumerate(contexts) for _ in line]  # the study that each context belongs to
+        if not of:
             return [Prompt() for _ in batch]
         with torch.set_grad_enabled(self.config.context_gradient and torch.is_grad_enabled()):
-            context = self.tokens([c.seen for contexts in pairs for c in contexts]).unflatten(0, (len(batch), count))
-            images = self.residual(query[:, None].expand_as(context), context)
+            images = self.residual(query, self.tokens([c.seen for line in contexts for _, c in line]), of)
+            wrapped = iter(
+                self._wrapped(image, sign) for image, (sign, _) in zip(images, chain(*contexts), strict=True)
+            )
+            notes = [Prompt(*(part for _ in line for part in next(wrapped))) for line in contexts]
             if self.config.residual == "prompt":
-                whole = self.pooled(self.projector(query), 1)
                 return [
-                    Prompt(*(self._subtracted(g, t, n % 2) for n, t in enumerate(i)))
-                    for g, i in zip(whole, images, strict=True)
+                    self._subtracted(g, note) for g, note in zip(self.pooled(self.projector(query)), notes, strict=True)
                 ]
-        return [Prompt(*(part for n, t in enumerate(i) for part in self._wrapped(t, n % 2))) for i in images]
+        return notes
 
-    def residual(self, query: Tensor, context: Tensor) -> Tensor:
-        """(..., g * g, width) residual tokens of query and context tokens (..., T, d); the contexts alone for "none",
-        and for "prompt", where all that is wrapped around them is subtracted as well."""
-        before = query.shape[:-2]
-        query, context = query.flatten(0, -3), context.flatten(0, -3)
+    def residual(self, query: Tensor, context: Tensor, of: Sequence[int]) -> Tensor:
+        """(M, grid * grid, width) residual tokens of contexts (M, T, d), each against the query (B, T, d) it is `of`.
+
+        "none" gives the contexts as they are; so does "prompt", which subtracts later, with all that is around them.
+        """
         project, side = self.projector, self.config.grid
         if self.config.residual == "before":
-            difference = project.relative(query) - project.relative(context)
-            tokens = self.pooled(project.layers(merge_tokens(difference)), side)
-        else:
-            tokens = self.pooled(project(context), side)
-            if self.config.residual == "after":
-                tokens = self.pooled(project(query), side) - tokens
-        return tokens.unflatten(0, before)
+            difference = project.relative(query)[of] - project.relative(context)
+            return self.pooled(project.layers(merge_tokens(difference)), side)
+        images = self.pooled(project(context), side)
+        if self.config.residual == "after":
+            images = self.pooled(project(query), side)[of] - images
+        return images
 
     @staticmethod
-    def pooled(tokens: Tensor, side: int) -> Tensor:
-        """Means of projected tokens (N, n * n, d) over a grid: (N, side * side, d)."""
+    def pooled(tokens: Tensor, side: int = 1) -> Tensor:
+        """Means of projected tokens (N, n * n, d) over a grid: (N, side * side, d). One mean is the global vector."""
         n = round(tokens.shape[1] ** 0.5)
         cells = F.adaptive_avg_pool2d(tokens.transpose(1, 2).unflatten(2, (n, n)), side)
         return cells.flatten(2).transpose(1, 2)
 
-    def _wrapped(self, image: Tensor, sign: int) -> tuple[str, Tensor, str]:
-        """`Note: <image> normal.` or `... with disease.`"""
-        return self.words.note, image, f"{self.words[1 + sign]} "
+    def _wrapped(self, image: Tensor, sign: str) -> tuple[str, Tensor, str]:
+        """`note: <image> normal.` or `... with disease.`"""
+        return self.words.note, image, f"{getattr(self.words, sign)} "
 
-    def _subtracted(self, query: Tensor, image: Tensor, sign: int) -> Tensor:
-        """The query's global vector (1, d) minus every position of the wrapped context: the language model gets no
-        word of it, only differences."""
-        before, image, after = self._wrapped(image, sign)
-        return query - torch.cat([self._embedded(before), image, self._embedded(after.strip())])
-
-    def _embedded(self, words: str) -> Tensor:
-        ids = self.llm.tokenizer(words, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return self.llm.model.get_input_embeddings()(ids.to(self.llm.device))
+    def _subtracted(self, query: Tensor, note: Prompt) -> Prompt:
+        """The query's global vector (1, d) minus every position of its contexts: the language model gets no word of
+        them, only differences."""
+        embed, tokenizer = self.llm.model.get_input_embeddings(), self.llm.tokenizer
+        positions = []
+        for part in note.segments:
+            if isinstance(part, str):
+                part = embed(
+                    torch.tensor(
+                        tokenizer(part.rstrip(" "), add_special_tokens=False)["input_ids"], device=query.device
+                    )
+                )
+            positions.append(part)
+        return Prompt(query - torch.cat(positions))
 
     def tokens(self, seen: Sequence[np.ndarray]) -> Tensor:
         """Encoder tokens (N, T, d)."""
@@ -262,6 +268,12 @@ class R2GenCSR(ReportGenerator):
 
 
 # --- retrieval ---
+
+
+def _in_turn(negative: Sequence[Context], positive: Sequence[Context]) -> list[tuple[str, Context]]:
+    """The contexts with their signs in the order of the prompt: normal, diseased, normal, ..."""
+    pairs = zip_longest(negative, positive)
+    return [(sign, context) for pair in pairs for sign, context in zip(SIGNS, pair, strict=True) if context]
 
 
 def examples(config: R2GenCSRConfig, data: PhantomDataset, train: PhantomDataset) -> list[Example]:
