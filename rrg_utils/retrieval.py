@@ -28,6 +28,9 @@ from rrg_utils.data.datasets import Films
 from rrg_utils.errors import RRGError
 from rrg_utils.vision.features import film_tokens
 
+_CHUNK = 65_536
+_TRAINED_ON = 100_000  # vectors at most that an approximate kind learns its cells from
+
 
 class Neighbours(NamedTuple):
     """`rows` (Q, k) int64: places in the index, the nearest first; `similarity` (Q, k) float32: their cosine."""
@@ -61,12 +64,13 @@ class StudyIndex:
         factory: str = "Flat",
         options: str = "",
     ) -> "StudyIndex":
-        """Index of `vectors` (N, d), one per id.
+        """Index of `vectors` (N, d), one per id; they may be memory-mapped.
 
         texts: the studies' reports; only a hash of each is kept. factory: any kind of faiss by its name, such as
         "Flat", "IVF1024,PQ64" or "HNSW32". options: how to search it, such as "nprobe=16".
         """
-        vectors = _matrix(vectors)
+        if np.ndim(vectors) != 2:
+            raise RRGError(f"vectors of shape {np.shape(vectors)}: expected (N, d)")
         if not len(vectors):
             raise RRGError("no studies to index: the pool is empty")
         if len(ids) != len(vectors) or (texts is not None and len(texts) != len(vectors)):
@@ -75,8 +79,9 @@ class StudyIndex:
             )
         try:
             index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-            index.train(vectors)
-            index.add(vectors)
+            index.train(_units(vectors[:: -(-len(vectors) // _TRAINED_ON)]))
+            for k in range(0, len(vectors), _CHUNK):  # so that memory-mapped vectors need not fit into memory
+                index.add(_units(vectors[k : k + _CHUNK]))
             faiss.ParameterSpace().set_index_parameters(index, options)
         except RuntimeError as error:
             raise RRGError(f"cannot build a {factory!r} index of {len(vectors)} studies: {_reason(error)}") from error
@@ -121,7 +126,7 @@ class StudyIndex:
         ids, texts: the queries' own. RRGError for vectors of another source or width, and where fewer than `k` studies
         are left.
         """
-        vectors = _matrix(vectors)
+        vectors = _units(vectors)
         if source != self.source or vectors.shape[1] != self.width:
             raise RRGError(
                 f"the index holds vectors of {self.source!r}, {self.width} wide, and cannot be asked with vectors of "
@@ -208,7 +213,7 @@ def standardised(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return (vectors - reference.mean(0)) / np.maximum(reference.std(0), 1e-6)
 
 
-def _matrix(vectors: np.ndarray) -> np.ndarray:
+def _units(vectors: np.ndarray) -> np.ndarray:
     """Unit vectors (N, d) float32, so that the inner product is the cosine."""
     vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2:
