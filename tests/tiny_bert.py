@@ -1,5 +1,6 @@
 """A BERT of random weights with a vocabulary of a few words, for tests of what is built on a sentence encoder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ TEXTS = [
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def make_bert(folder: Path, seed: int = 0, width: int = 32) -> Path:
-    """Write the model to a folder, as `from_pretrained` reads it."""
-    words = sorted({word for text in TEXTS for word in text.replace(".", " .").split()})
-    vocabulary = {word: i for i, word in enumerate([*MARKS, *words, *"abcdefghijklmnopqrstuvwxyz:,"])}
+def make_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, width: int = 32) -> Path:
+    """Write the model, which knows the words of `texts`, to a folder, as `from_pretrained` reads it."""
+    words = sorted({word for text in texts for word in text.replace(".", " .").split()})
+    words = dict.fromkeys([*MARKS, *words, *"abcdefghijklmnopqrstuvwxyz:,"])
+    vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
