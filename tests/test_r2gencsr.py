@@ -128,6 +128,13 @@ def test_contexts_can_be_of_one_sign_and_differ_in_number(config, batch):
             assert a == b if isinstance(a, str) else torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", RESIDUAL)
+def test_a_study_without_contexts_can_share_a_batch(config, batch, kind):
+    bare = batch[0]._replace(negative=(), positive=())
+    model = R2GenCSR(replace(config, residual=kind))
+    assert model.prompts([bare, batch[1]])[0].text == "image:[16]findings:"
+
+
 def test_no_pairs_are_no_context(config, batch):
     """Without pairs the model is a frozen language model with a projected film, whatever the other switches say."""
     bare = [example._replace(negative=(), positive=()) for example in batch]

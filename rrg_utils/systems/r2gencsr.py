@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,15 +173,13 @@ class R2GenCSR(ReportGenerator):
         if not of:
             return [Prompt() for _ in batch]
         with torch.set_grad_enabled(self.config.context_gradient and torch.is_grad_enabled()):
-            images = self.residual(query, self.tokens([c.seen for line in contexts for _, c in line]), of)
-            wrapped = iter(
-                self._wrapped(image, sign) for image, (sign, _) in zip(images, chain(*contexts), strict=True)
-            )
-            notes = [Prompt(*(part for _ in line for part in next(wrapped))) for line in contexts]
+            images = iter(self.residual(query, self.tokens([c.seen for line in contexts for _, c in line]), of))
+            notes = [
+                Prompt(*(part for sign, _ in line for part in self._wrapped(next(images), sign))) for line in contexts
+            ]
             if self.config.residual == "prompt":
-                return [
-                    self._subtracted(g, note) for g, note in zip(self.pooled(self.projector(query)), notes, strict=True)
-                ]
+                whole = self.pooled(self.projector(query))
+                notes = [self._subtracted(one, note) for one, note in zip(whole, notes, strict=True)]
         return notes
 
     def residual(self, query: Tensor, context: Tensor, of: Sequence[int]) -> Tensor:
@@ -212,17 +210,14 @@ class R2GenCSR(ReportGenerator):
     def _subtracted(self, query: Tensor, note: Prompt) -> Prompt:
         """The query's global vector (1, d) minus every position of its contexts: the language model gets no word of
         them, only differences."""
-        embed, tokenizer = self.llm.model.get_input_embeddings(), self.llm.tokenizer
-        positions = []
-        for part in note.segments:
-            if isinstance(part, str):
-                part = embed(
-                    torch.tensor(
-                        tokenizer(part.rstrip(" "), add_special_tokens=False)["input_ids"], device=query.device
-                    )
-                )
-            positions.append(part)
-        return Prompt(query - torch.cat(positions))
+        if not note.segments:
+            return note
+        return Prompt(query - torch.cat([self._embedded(s) if isinstance(s, str) else s for s in note.segments]))
+
+    def _embedded(self, text: str) -> Tensor:
+        """(n, width) word embeddings."""
+        ids = self.llm.tokenizer(text.rstrip(" "), add_special_tokens=False)["input_ids"]
+        return self.llm.model.get_input_embeddings()(torch.tensor(ids, device=self.llm.device))
 
     def tokens(self, seen: Sequence[np.ndarray]) -> Tensor:
         """Encoder tokens (N, T, d)."""
