@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rrg_utils.data import lesions, phantom
+from rrg_utils.data import anatomy, lesions, phantom
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import FILM_MM, LOBES, REGIONS, RIB
 from rrg_utils.data.mesh import parse_mesh
@@ -442,3 +442,14 @@ def test_the_other_hospital_magnifies_the_heart(study):
         high[name] = np.mean([np.argwhere(f.regions["diaphragm"])[:, 0].mean() for f in films])
     assert wide["portable"] > 1.02 * wide["standard"]
     assert high["portable"] < high["standard"]
+
+
+@pytest.mark.parametrize("name", lesions.BENDS)
+def test_a_bend_never_folds_the_body(renderer, annotations, name):
+    """Along each axis, points of the bent patient keep their order: a fold would show anatomy twice."""
+    nodes = anatomy.NODE_MM
+    for number, finding in enumerate(annotations[name][:25]):
+        patient = renderer.patients[number % len(renderer.patients)]
+        field = lesions.bend(name, patient, finding, np.random.default_rng(number), 1.0)
+        for axis in range(3):
+            assert (1 + np.diff(field[..., axis], axis=axis) / nodes).min() > 0.2

@@ -889,7 +889,8 @@ def bend(name: str, patient: Patient, finding: Finding, rng: np.random.Generator
         _, left, _, wide = lung_frame(patient)
         wanted = left + priors.sample(name, None, rng, part=part(finding)).x1 * wide
         shift = np.clip(wanted - (aorta[-1] + 1) * patient.pitch, 8 * severity(finding), 30)
-        return anatomy.widen_aorta(at, marks, spacing, 1.8 * shift * strength)  # the warp fades from the middle
+        # The warp fades from the middle, hence the factor; beyond 26 mm it would fold the lung over.
+        return anatomy.widen_aorta(at, marks, spacing, min(1.8 * shift * strength, 26.0))
     if name == "wide mediastinum":
         return anatomy.widen_mediastinum(at, marks, spacing, 15 * grade * wobble)
     if name == "kyphosis":
