@@ -7,7 +7,7 @@ among those whose centre projects into the annotated lobe and side; how deep in 
 all contrasts are ours (mm, and density with water = 1000), chosen by looking at the rendered films.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -52,6 +52,46 @@ class Wire:
     points: np.ndarray
     water_mm: float
     radius: float
+
+
+def union(inserts: Iterable[Blob | Wire]) -> Iterator[Blob | Wire]:
+    """The inserts of one finding, overlapping blobs joined: where two overlap the stronger change counts, not the sum,
+    because tissue cannot be filled twice."""
+    blobs: list[Blob] = []
+    for insert in inserts:
+        if isinstance(insert, Wire):
+            yield insert
+            continue
+        apart = []
+        for other in blobs:
+            if _overlap(insert, other):
+                insert = _joined(insert, other)
+            else:
+                apart.append(other)
+        blobs = [*apart, insert]
+    yield from blobs
+
+
+def _overlap(one: Blob, other: Blob) -> bool:
+    return all(
+        a < b + m and b < a + n
+        for a, n, b, m in zip(one.origin, one.change.shape, other.origin, other.change.shape, strict=True)
+    )
+
+
+def _joined(one: Blob, other: Blob) -> Blob:
+    origin = tuple(map(min, one.origin, other.origin))
+    stop = [
+        max(a + n, b + m)
+        for a, n, b, m in zip(one.origin, one.change.shape, other.origin, other.change.shape, strict=True)
+    ]
+    change = np.zeros([z - a for a, z in zip(origin, stop, strict=True)], np.float32)
+    for blob in (one, other):
+        there = change[
+            tuple(slice(b - a, b - a + n) for a, b, n in zip(origin, blob.origin, blob.change.shape, strict=True))
+        ]
+        np.copyto(there, blob.change, where=np.abs(blob.change) > np.abs(there))
+    return Blob(origin, change)
 
 
 Drawing = Callable[[Patient, Finding, np.random.Generator, float], Iterator[Blob | Wire]]
@@ -260,11 +300,12 @@ def consolidation(patient, finding, rng, strength, share=0.75, name="consolidati
         centre, classes, size = place_box(patient, finding, side, rng, name)
         depth = np.clip(rng.uniform(0.6, 1.0) * np.sqrt(size.prod()) / 2, 10, 40)
         half = np.array([*size / 2, depth]) * 1.1  # a cloud is seen to a little inside its radii
-        yield _cloud(patient, centre, half, classes, rng, 0.8 * share * strength * grade)
+        yield _cloud(patient, centre, half, classes, rng, min(1.0, 0.8 * share * strength * grade))
         for _ in range(rng.integers(1, 4)):
             scale = rng.uniform(0.4, 0.7)
             shift = rng.uniform(-1, 1, 3) * (1 - scale) * half * 0.8
-            yield _cloud(patient, centre + shift, half * scale, classes, rng, 0.4 * share * strength * grade)
+            dense = min(1.0, 1.2 * share * strength * grade)
+            yield _cloud(patient, centre + shift, half * scale, classes, rng, dense)
 
 
 def opacity(patient, finding, rng, strength) -> Iterator[Blob]:
@@ -457,13 +498,14 @@ def effusion(patient, finding, rng, strength, name="pleural effusion") -> Iterat
     for side in sides(finding, rng):
         found = priors.sample(name, side, rng, part=part(finding))
         # Floors of ours: less fluid than that would not have been reported from a film.
-        depth, reach = max(1.3 * found.height * tall, 18.0), max(1.1 * found.width * wide, 14.0)
+        depth = max(1.3 * found.height * tall, 18.0)
+        reach = max(1.1 * found.width * wide, 0.75 * depth, 14.0)  # fluid finds its level: no steep edge
         window, lung = _lungs(patient, (side,))
         shadow = lung.any(2)
         cols = np.arange(shadow.shape[1], dtype=np.float32)
         inwards = (cols if side == "right" else cols[::-1].copy()) * patient.pitch  # mm from the outermost lung
         corner = np.flatnonzero(shadow[:, inwards <= reach].any(1))[-1] + 1
-        level = _step((1.15 - inwards / reach) / 0.5) * (1 - 0.2 * np.minimum(inwards / reach, 1))
+        level = _step(1.15 - inwards / reach) * (1 - 0.2 * np.minimum(inwards / reach, 1))
         surface = (corner * patient.pitch - depth * level).reshape(1, -1, 1)
         rows = (np.arange(len(lung), dtype=np.float32) * patient.pitch).reshape(-1, 1, 1)
         climb = 0.15 * depth * np.exp(patient.wall[window].astype(np.float32) / -9.0)

@@ -154,7 +154,8 @@ class PhantomRenderer:
         changes = {view: np.zeros((len(drawn), *patient.seen(view)[0].shape), np.float32) for view in views}
         for number, (name, finding, key) in enumerate(drawn):
             if name in lesions.DRAWINGS:
-                for insert in lesions.DRAWINGS[name](patient, finding, _rng("draw", key), self.conspicuity):
+                inserts = lesions.DRAWINGS[name](patient, finding, _rng("draw", key), self.conspicuity)
+                for insert in lesions.union(inserts):
                     for view in views:
                         _project(insert, changes[view][number], patient, view, self.conspicuity)
         return {
@@ -289,6 +290,8 @@ def _moved(name: str, finding: Finding, masks: dict[str, np.ndarray]) -> np.ndar
     mask = masks["aorta" if name == "tortuous aorta" else abnormalities.REGION_OF[name][0]]
     if name == "wide mediastinum":  # its upper part: below it the region is as wide as the heart
         mask = mask & ~np.logical_or.accumulate(masks["heart"].any(1))[:, None]
+    if name == "tortuous aorta":  # the arch and what swings out below it, as radiologists box it
+        mask = mask & (np.cumsum(mask.any(1)) <= 55 / FILM_MM * len(mask))[:, None]
     if name == "elevated diaphragm" and finding.side in lesions.SIDES:
         half = np.any([masks[lobe] for lobe in LOBES if lobe.startswith(finding.side)], axis=0)
         mask = mask & half.any(axis=0)
