@@ -240,7 +240,8 @@ _CODE = [sys.modules[__name__], _encoder, composed, synthetic, training]
 def _folder(config: ContrastConfig) -> Path:
     def make(folder: Path) -> None:
         model = ImageText(config)
-        history = train(model, config, folder / "fit") if config.epochs else None
+        with torch.enable_grad():  # whoever asks first may do so within no_grad
+            history = train(model, config, folder / "fit") if config.epochs else None
         _settle(model, config)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
         (folder / "history.json").write_text(json.dumps(history and asdict(history)))

@@ -458,7 +458,8 @@ def _trained_folder(config: TRRGConfig) -> Path:
     def make(folder: Path) -> None:
         model = TRRG(config)
         train = load_dataset("phantom", "train", config.size, config.train_reports)
-        history = model.prepare(train, load_dataset("phantom", "val", config.size, config.val_reports), folder)
+        with torch.enable_grad():  # whoever asks first may do so within no_grad
+            history = model.prepare(train, load_dataset("phantom", "val", config.size, config.val_reports), folder)
         model.save(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)))
         shutil.rmtree(folder / "prepare")
