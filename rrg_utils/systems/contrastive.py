@@ -8,8 +8,8 @@ From each report of a batch one sentence is drawn at random, and the loss asks w
 Choices that the paper leaves open, all ours: sigma is the cosine; tau is fixed; the sum of Eq. 1 is averaged over the
 batch; the sentence encoder is frozen, so that every sentence is encoded once, and a linear head on each side leads into
 the common space; rendered studies with composed reports (`rrg_utils.data.composed`) stand beside the real ones, as
-everywhere in this course. Reports repeat whole sentences, and Eq. 1 as printed then pushes an image away from the very
-words that are true of it: `duplicates_positive` treats equal sentences of a batch as what they are.
+everywhere in this course. Reports repeat whole sentences, and Eq. 1 as printed then asks for what cannot be: to tell by
+one sentence which of several films it was written for. `duplicates_positive` counts any of them as right.
 """
 
 import json
@@ -45,8 +45,9 @@ from rrg_utils.vision.pretrain import load_encoder
 def info_nce(images: Tensor, texts: Tensor, temperature: float, same: Tensor | None = None) -> Tensor:
     """Eq. 1 for unit vectors of paired images and texts (N, d), averaged over the batch.
 
-    `same` (N, N) bool says which texts of the batch are equal: all images and texts so joined are positives, and the
-    target is spread evenly over them. Without it only the pair itself is one (the printed loss).
+    `same` (N, N) bool says which texts of the batch are equal. Then a text has found its image when it finds any image
+    that it belongs to, and an image its text likewise: minus the log of the summed probability (as in MIL-NCE, Miech et
+    al. 2020). Without it only the pair itself counts, as printed.
     RRGError for fewer than two pairs: there is nothing to contrast.
     """
     if images.shape != texts.shape or images.ndim != 2:
@@ -56,10 +57,9 @@ def info_nce(images: Tensor, texts: Tensor, temperature: float, same: Tensor | N
     if not temperature > 0:
         raise RRGError(f"temperature is {temperature}: give a positive one")
     similarity = texts @ images.T / temperature
-    target = torch.eye(len(images), device=images.device) if same is None else same.to(similarity)
-    target = target / target.sum(1, keepdim=True)
-    text_to_image = -(target * similarity.log_softmax(1)).sum(1)
-    image_to_text = -(target * similarity.T.log_softmax(1)).sum(1)
+    right = torch.eye(len(images), dtype=torch.bool, device=images.device) if same is None else same
+    text_to_image = -similarity.log_softmax(1).masked_fill(~right, -torch.inf).logsumexp(1)
+    image_to_text = -similarity.T.log_softmax(1).masked_fill(~right, -torch.inf).logsumexp(1)
     return (text_to_image + image_to_text).mean()
 
 
@@ -240,7 +240,8 @@ _CODE = [sys.modules[__name__], _encoder, composed, synthetic, training]
 def _folder(config: ContrastConfig) -> Path:
     def make(folder: Path) -> None:
         model = ImageText(config)
-        history = train(model, config, folder / "fit") if config.epochs else None
+        with torch.enable_grad():  # whoever asks first may do so within no_grad
+            history = train(model, config, folder / "fit") if config.epochs else None
         _settle(model, config)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
         (folder / "history.json").write_text(json.dumps(history and asdict(history)))
@@ -266,14 +267,16 @@ def history(config: ContrastConfig) -> dict | None:
     return json.loads((_folder(config) / "history.json").read_text())
 
 
-def tokens(films: Films, config: ContrastConfig) -> np.ndarray:
-    """Patch tokens v_e (N, T, w) float16 of rendered films after stage 1: from the cache, memory-mapped."""
+def tokens(films: Films, config: ContrastConfig, count: int | None = None) -> np.ndarray:
+    """Patch tokens v_e (N, T, w) float16 of the first `count` films (None: all) after stage 1: from the cache."""
+    count = len(films) if count is None else count
     if not config.train_encoder and config.pretrained:
-        return film_tokens(films, config.encoder, config.size)
+        return film_tokens(films, config.encoder, config.size)[:count]
     source = _folder(config)
 
     def make(folder: Path) -> None:
-        np.save(folder / "tokens.npy", encode(trained(config).encoder, films.images))
+        np.save(folder / "tokens.npy", encode(trained(config).encoder, films.images[:count]))
 
-    folder = artifact("contrast-tokens", {"films": films.key, "model": source.name}, make, code=[_encoder])
+    inputs = {"films": films.key, "count": count, "model": source.name}
+    folder = artifact("contrast-tokens", inputs, make, code=[_encoder])
     return np.load(folder / "tokens.npy", mmap_mode="r")

@@ -142,6 +142,7 @@ class TRRGConfig:
     align_studies: int = 4000  # rendered studies that align the mapper; 0: it starts at random
     align_epochs: int = 2
     train_reports: int | None = None  # None: all
+    val_reports: int | None = None
     epochs: int = 1
     batch_size: int = 16
     lr: float = 1e-3
@@ -405,7 +406,7 @@ class TRRG(ReportGenerator):
 
 def seen(config: TRRGConfig, data: PhantomDataset) -> np.ndarray:
     """Tokens v_e (N, T, w) of the films of a data set after stage 1."""
-    return contrastive.tokens(data.films, config.contrast)[: len(data)]
+    return contrastive.tokens(data.films, config.contrast, len(data))
 
 
 def examples(config: TRRGConfig, data: PhantomDataset) -> list[Example]:
@@ -443,24 +444,22 @@ def train_all(configs: Sequence[TRRGConfig]) -> None:
 
 
 def prepare_shared(configs: Sequence[TRRGConfig]) -> None:
-    """What several systems share: language model, stage 1 with the tokens of every split, aligned mapper."""
+    """What several systems share: language model, stage 1, aligned mapper."""
     for name in {config.llm for config in configs}:
         load_llm(name)
-    in_parallel(_stage1, [config.contrast for config in configs])
+    in_parallel(contrastive.trained, [config.contrast for config in configs])
     in_parallel(aligned, [config.alignment for config in configs if config.align_studies])
-
-
-def _stage1(config: ContrastConfig) -> None:
-    for split in ("train", "val", "test"):
-        contrastive.tokens(load_dataset("phantom", split, config.size).films, config)
-    contrastive.trained(config)
+    for config in {replace(config, seed=0) for config in configs}:  # tokens of the training and validation films
+        for split, limit in (("train", config.train_reports), ("val", config.val_reports)):
+            seen(config, load_dataset("phantom", split, config.size, limit))
 
 
 def _trained_folder(config: TRRGConfig) -> Path:
     def make(folder: Path) -> None:
         model = TRRG(config)
         train = load_dataset("phantom", "train", config.size, config.train_reports)
-        history = model.prepare(train, load_dataset("phantom", "val", config.size), folder)
+        with torch.enable_grad():  # whoever asks first may do so within no_grad
+            history = model.prepare(train, load_dataset("phantom", "val", config.size, config.val_reports), folder)
         model.save(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)))
         shutil.rmtree(folder / "prepare")
