@@ -41,7 +41,7 @@ class NarrativeConfig:
     llm: str = "tiny"
     lora_rank: int | None = 16  # None: only the projector is trained
     align_studies: int = 4000  # rendered studies for stage 1; 0 leaves stage 1 out
-    align_epochs: int = 2  # each with other composed reports for the same films
+    align_epochs: int = 5  # each with other composed reports for the same films
     train_reports: int | None = None  # None: all 2,069
     epochs: int = 2
     word_dropout: float = 0.0

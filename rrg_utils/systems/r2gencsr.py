@@ -99,7 +99,7 @@ class R2GenCSRConfig:
     lora_rank: int | None = None  # the paper's language model is frozen
     size: int = 128
     align_studies: int = 4000  # rendered studies of the shared projector; 0: an untrained one
-    align_epochs: int = 2
+    align_epochs: int = 5
     train_reports: int | None = None  # None: all 2,069
     epochs: int = 2
     word_dropout: float = 0.0

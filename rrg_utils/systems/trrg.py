@@ -140,7 +140,7 @@ class TRRGConfig:
     stage1_pretrained: bool = True  # start the encoder from the committed weights
     stage1_seed: int = 0  # one stage 1 for all seeds of stage 2
     align_studies: int = 4000  # rendered studies that align the mapper; 0: it starts at random
-    align_epochs: int = 2
+    align_epochs: int = 5
     train_reports: int | None = None  # None: all
     val_reports: int | None = None
     epochs: int = 1
