@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llm import make_llm
 
 from rrg_utils.errors import RRGError
-from rrg_utils.language.tiny import train_tokenizer
 from rrg_utils.systems.narrative import Example, NarrativeConfig, NarrativeVLM, oracle
 from rrg_utils.training import FitOptions, fit
 
@@ -23,21 +22,8 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A narrative model over a random language model of the tiny one's kind."""
-    folder = tmp_path_factory.mktemp("llm")
-    tokenizer = train_tokenizer(TEXTS, 400)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=256,
-        )
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return NarrativeConfig(llm=str(folder), lora_rank=4)
+    llm = make_llm(tmp_path_factory.mktemp("llm"), TEXTS, context=256)
+    return NarrativeConfig(llm=llm, lora_rank=4)
 
 
 @pytest.fixture(scope="module")

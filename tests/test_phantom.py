@@ -19,6 +19,12 @@ from rrg_utils.errors import RRGError
 MM = FILM_MM / 64  # one pixel
 
 
+@pytest.fixture(scope="module")
+def fine():
+    """For small findings, of which the shared renderer's pixels of 5 mm leave a handful."""
+    return PhantomRenderer(96, patients=3)
+
+
 def same(one, other):
     return (
         np.array_equal(one.image, other.image)
@@ -218,8 +224,7 @@ def test_far_from_a_lesion_nothing_changes(renderer, study, finding, id):
     assert difference[far].max() == 0
 
 
-# A mass may measure 10 cm: it is as large as the blur.
-COMPACT = [name for name in DRAWN if name not in ("pleural effusion", "pneumothorax", "edema", "pacemaker", "mass")]
+COMPACT = [name for name in DRAWN if name not in ("pleural effusion", "pneumothorax", "edema", "pacemaker")]
 
 
 @pytest.mark.parametrize("name", COMPACT)
@@ -277,18 +282,18 @@ def test_a_lesion_stays_in_its_lobe(renderer, study, name, lobe):
         film = renderer.render(study(f"{name}/lung/{where}/{side}", id=f"{number}"))
         mask = film.lesions[0].mask
         assert mask.any()
-        assert (mask & ~film.lobes[lobe]).sum() <= max(2, 0.15 * mask.sum())  # edges blur over pixels of 5 mm
+        assert (mask & film.lobes[lobe]).sum() > 0.85 * mask.sum()  # the edges blur over the border on pixels of 5 mm
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_effusion_fills_the_bottom_of_its_lung(renderer, study, side):
-    film = renderer.render(study(f"Pleural Effusion/{side}/small"))
+def test_effusion_fills_the_bottom_of_its_lung(fine, study, side):
+    film = fine.render(study(f"Pleural Effusion/{side}/small"))
     lung = np.any([film.lobes[lobe] for lobe in LOBES if lobe.startswith(side)], axis=0)
     rows = np.nonzero(lung.any(1))[0]
     lower = rows[0] + (rows[-1] - rows[0]) * 2 / 3
     mask = film.lesions[0].mask
     assert np.argwhere(mask)[:, 0].mean() > lower
-    assert (mask & ndimage.binary_dilation(lung)).sum() > 0.9 * mask.sum()  # a small one has few pixels of 5 mm
+    assert (mask & lung).sum() > 0.9 * mask.sum()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -328,8 +333,7 @@ def test_severity_shows(renderer, study, id):
         return film.regions["heart"]
 
     grades = [area(f"Cardiomegaly/{grade}", heart) for grade in ("mild", "moderate", "severe")]
-    assert renderer.render(study(id=id)).regions["heart"].sum() < grades[0] <= grades[1] <= grades[2]
-    assert grades[0] < grades[2]
+    assert renderer.render(study(id=id)).regions["heart"].sum() < grades[0] < grades[1] < grades[2]
     for finding in ("Pleural Effusion/left", "Pleural Effusion/right", "Pneumothorax/left"):
         assert area(f"{finding}/mild") * 1.3 < area(f"{finding}/severe")
     for finding in ("Pulmonary Edema", "Cardiomegaly", "Scoliosis/thoracic vertebrae", "Pleural Effusion/left"):
@@ -388,11 +392,11 @@ def test_a_lateral_film_faces_left(renderer, study):
 
 
 @pytest.mark.parametrize("annotation", [*SOLID, "Implanted Medical Device/left", "Mass/lung/middle lobe/right"])
-def test_both_views_show_a_finding_at_one_height(renderer, study, annotation):
+def test_both_views_show_a_finding_at_one_height(fine, study, annotation):
     """Seen from front and side, a thing keeps its height but for the pose of each film."""
     for number in range(4):
-        films = renderer.render_views(study(annotation, id=f"{number}"))
-        plain = renderer.render_views(study(annotation, id=f"{number}"), without=[annotation])
+        films = fine.render_views(study(annotation, id=f"{number}"))
+        plain = fine.render_views(study(annotation, id=f"{number}"), without=[annotation])
         heights = {}
         for view, film in films.items():
             (lesion,) = film.lesions
@@ -417,14 +421,13 @@ def test_line_integrals_of_a_finding_have_one_volume(renderer):
         assert mass["lateral", name] == pytest.approx(mass["frontal", name], rel=0.02)
 
 
-def test_lateral_lesions_lie_in_their_lobe(renderer, study):
+def test_lateral_lesions_lie_in_their_lobe(fine, study):
     for lobe in ("right upper lobe", "left lower lobe"):
         side, where = lobe.split(" ", 1)
         for number in range(4):
-            film = renderer.render(study(f"Nodule/lung/{where}/{side}", id=f"{number}"), "lateral")
+            film = fine.render(study(f"Nodule/lung/{where}/{side}", id=f"{number}"), "lateral")
             mask = film.lesions[0].mask
-            assert mask.any()
-            assert (mask & ~film.lobes[lobe]).sum() <= max(2, 0.2 * mask.sum())
+            assert (mask & film.lobes[lobe]).sum() > 0.8 * mask.sum()
 
 
 # --- the other hospital -----------------------------------------------------------------------------------------------

@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llm import make_llm
 
 from rrg_utils.data import anatomy, datasets
 from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, prompt_loss
-from rrg_utils.language.tiny import train_tokenizer
 from rrg_utils.retrieval import global_features, standardised
 from rrg_utils.systems import r2gencsr
 from rrg_utils.systems.r2gencsr import (
@@ -34,21 +33,8 @@ TEXTS = ["The heart is enlarged. No effusion.", "There is a left effusion.", "Th
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """R2GenCSR over a random language model of the tiny one's kind, with an untrained projector."""
-    folder = tmp_path_factory.mktemp("llm")
-    tokenizer = train_tokenizer([*TEXTS, "note: normal. with disease. image: findings:"], 400)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-        )
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return R2GenCSRConfig(llm=str(folder), pairs=2, align_studies=0, epochs=1)
+    llm = make_llm(tmp_path_factory.mktemp("llm"), [*TEXTS, "note: normal. with disease. image: findings:"])
+    return R2GenCSRConfig(llm=llm, pairs=2, align_studies=0, epochs=1)
 
 
 @pytest.fixture(scope="module")

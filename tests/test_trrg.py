@@ -8,13 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bert import make_bert
+from tiny_llm import make_llm
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rrg_utils.data import ABNORMALITIES
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import OBSERVATIONS
-from rrg_utils.language.tiny import train_tokenizer
 from rrg_utils.systems import contrastive, trrg
 from rrg_utils.systems.contrastive import ContrastConfig, ImageText, info_nce
 from rrg_utils.systems.trrg import (
@@ -43,22 +42,9 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """TRRG over a random language model of the tiny one's kind and a random BERT."""
-    folder = tmp_path_factory.mktemp("llm")
-    tokenizer = train_tokenizer(TEXTS, 400)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-        )
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    llm = make_llm(tmp_path_factory.mktemp("llm"), TEXTS)
     text = make_bert(tmp_path_factory.mktemp("bert"), [text.lower() for text in clue_prompts()])
-    return TRRGConfig(llm=str(folder), text=str(text), queries=4)
+    return TRRGConfig(llm=llm, text=str(text), queries=4)
 
 
 @pytest.fixture(scope="module")
