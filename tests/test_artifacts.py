@@ -241,3 +241,11 @@ def test_progress_goes_to_the_log_not_to_stdout(capfd):
         logger.handlers[:], level, logger.propagate = before
         logger.setLevel(level)
     assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["building", "built"]
+
+
+def test_every_python_reads_the_same_program():
+    """As Python 3.11 writes it: 3.12 added type_params, 3.13 leaves empty lists out. Keys and data hashes rest on it."""
+    arguments = "arguments(posonlyargs=[], args=[arg(arg='x')], kwonlyargs=[], kw_defaults=[], defaults=[])"
+    body = "[Return(value=Call(func=Name(id='g', ctx=Load()), args=[], keywords=[]))]"
+    function = f"FunctionDef(name='f', args={arguments}, body={body}, decorator_list=[])"
+    assert artifacts._program("def f(x):\n    return g()\n") == f"Module(body=[{function}], type_ignores=[])"
