@@ -97,6 +97,7 @@ def pretrain_command(
     studies: Annotated[int | None, typer.Option(min=1, help="Rendered studies to train on.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over them.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first weights and the order.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
 ) -> None:
     """Pre-train an encoder on rendered studies and write its weights and card under weights/."""
     from rrg_utils.runner import unknown
@@ -109,7 +110,7 @@ def pretrain_command(
     if name not in PRETRAINABLE:
         raise unknown("encoder", name, list(PRETRAINABLE))
     _show_progress()
-    options = {"studies": studies, "epochs": epochs, "seed": seed}
+    options = {"studies": studies, "epochs": epochs, "seed": seed, "lr": lr}
     typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
 
 
@@ -120,7 +121,10 @@ def compare_command(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each encoder.")] = 3,
 ) -> None:
-    """Train encoders alike, several seeds each, for notebook 04; what is there already is not made again."""
+    """Train encoders alike, several seeds each, for notebook 04; what is there already is not made again.
+
+    Each gets the best of three learning rates. An hour on two idle cores, if two processes share the names.
+    """
     from rrg_utils.runner import show, unknown
     from rrg_utils.vision.comparison import compare
     from rrg_utils.vision.pretrain import PRETRAINABLE

@@ -121,11 +121,13 @@ def studies_for_training(studies: int, size: int = 128) -> tuple[list[Films], np
     return parts, np.stack([label_vector(report) for report in reports]), digest
 
 
-def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> tuple[Detector, dict]:
+def train(
+    name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0, lr: float = 1e-3
+) -> tuple[Detector, dict]:
     """Train an encoder with its heads on the first `studies` rendered studies; returns it and the card of the training.
 
     `seed` is that of the first weights, the order and the augmentation: the studies are the same for every seed.
-    Resumes where an interrupted call with the same arguments and films stopped.
+    On a GPU if there is one. Resumes where an interrupted call with the same arguments and films stopped.
     """
     if name not in PRETRAINABLE:
         raise RRGError(f"unknown encoder {name!r}; can be pre-trained: {', '.join(PRETRAINABLE)}")
@@ -133,7 +135,9 @@ def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, 
     detector = Detector(ENCODERS[name](size))
     parts, labels, data = studies_for_training(studies, size)
     val = load_dataset("phantom", "val", size)
-    options = FitOptions(epochs=epochs, batch_size=32, lr=1e-3, weight_decay=0.05, checkpoint_every=100, seed=seed)
+    options = FitOptions(
+        epochs=epochs, batch_size=32, lr=lr, weight_decay=0.05, checkpoint_every=100, seed=seed, precision="fp32"
+    )
     history = fit(
         detector,
         _loss,
@@ -141,7 +145,7 @@ def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, 
         collate=_collate(parts, labels),
         options=options,
         validate=lambda module: -float(np.nanmean(list(scores(module, val).values()))),
-        folder=cache_dir() / "pretrain" / f"{name}-{size}-{epochs}-{seed}-{data}",
+        folder=cache_dir() / "pretrain" / f"{name}-{size}-{epochs}-{seed}-{lr:g}-{data}",
         name=f"pre-training {name}",
     )
     return detector, {
@@ -151,6 +155,8 @@ def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, 
         "studies": studies,
         "epochs": epochs,
         "seed": seed,
+        "learning rate": lr,
+        "device": _device_name(detector),
         "split digest": indiana().digest,
         "data hash": data,
         "training loss": [round(x, 4) for x in history.train],
@@ -158,20 +164,24 @@ def train(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, 
     }
 
 
-def pretrain(name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0) -> Path:
+def pretrain(
+    name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0, lr: float = 1e-3
+) -> Path:
     """`train` an encoder and write it with its card to `weights/`; returns the file."""
-    detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed)
+    detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed, lr=lr)
     val = load_dataset("phantom", "val", size)
-    card["command"] = f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed}"
+    card["command"] = f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed} --lr {lr:g}"
     card["validation"] = {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)}
     return _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
 
 
 @torch.no_grad()
 def predict(detector: Detector, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Image logits (N, C) of films (N, H, W) uint8."""
+    """Image logits (N, C) of films (N, H, W) uint8, computed where the detector is."""
     detector.eval()
-    return np.concatenate([detector(as_films(images[k : k + batch]))[0].numpy() for k in range(0, len(images), batch)])
+    device = detector.share.device
+    films = (as_films(images[k : k + batch]).to(device) for k in range(0, len(images), batch))
+    return np.concatenate([detector(each)[0].cpu().numpy() for each in films])
 
 
 def scores(detector: Detector, dataset) -> dict[str, float]:
@@ -184,6 +194,11 @@ def scores(detector: Detector, dataset) -> dict[str, float]:
     }
 
 
+def _device_name(detector: Detector) -> str:
+    device = detector.share.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _positives(dataset) -> dict[str, int]:
     return {name: int(n) for name, n in zip(ABNORMALITIES, dataset.labels.sum(0), strict=True)}
 
@@ -193,7 +208,7 @@ def _save(detector: Detector, path: Path, card: dict) -> Path:
     temporary = path.with_suffix(".tmp")
     derived = _derived(detector)
     state = detector.state_dict()
-    save_file({key: value.half().contiguous() for key, value in state.items() if key not in derived}, temporary)
+    save_file({key: value.half().cpu().contiguous() for key, value in state.items() if key not in derived}, temporary)
     temporary.replace(path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return path

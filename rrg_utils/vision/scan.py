@@ -46,7 +46,7 @@ def selective_scan(
         B, C: (B, N, L), or (B, G, N, L) with channels in G equal groups.
         D, delta_bias: (D,).
         z: gate, (B, D, L).
-        return_last_state: give (y, h[L] of shape (B, D, N)) instead of y.
+        return_last_state: give (y, h[L] of shape (B, D, N)) instead of y. mamba-ssm gives no gradient through h[L].
         backend: "loop", "chunked", "cpu", "cuda", or "auto": mamba-ssm on a GPU that has it, the kernel on a CPU.
 
     Returns:
