@@ -72,11 +72,16 @@ def peak_mb(script: Path, *arguments: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def growth_mb(call: Callable[[], object]) -> float:
-    """MB by which the resident memory of this process peaks above where it was, during call(). Linux only.
+def growth_mb(call: Callable[[], object], device: str = "cpu") -> float:
+    """MB by which memory peaks above where it was, during call(): of the GPU, or resident of this process (Linux only).
 
-    What imports and compilation needed before would hide the peak, so the kernel's high-water mark is set back first.
+    What imports and compilation needed before would hide the peak, so the high-water mark is set back first.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")

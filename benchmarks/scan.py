@@ -1,7 +1,8 @@
 """The backends of `selective_scan` against each other and mambapy's pscan: `python benchmarks/scan.py`.
 
-Forward plus backward, float32, two threads, in rounds that go through all of them; medians and ratios. Peak memory is
-that of a process of its own. mambapy is no dependency: `pip install --no-deps mambapy`; without it its row is left out.
+Forward plus backward, float32, in rounds that go through all of them; medians and ratios. Peak memory is that of a
+process of its own. On two threads of the processor or, where there is one, on the GPU, with mamba-ssm's kernel.
+mambapy is no dependency: `pip install --no-deps mambapy`; without it its row is left out.
 On a machine that does other work, OMP_WAIT_POLICY=PASSIVE is fairer to the loop and to pscan, whose many small parallel
 operations otherwise wait for each other in busy loops.
 """
@@ -16,7 +17,8 @@ from common import growth_mb, interleaved, machine, median, peak_mb, save, table
 from rrg_utils.vision import selective_scan
 
 SIZES = ((16, 196, 384, 16), (1, 4096, 384, 16))
-ROUNDS = 3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = 3 if DEVICE == "cpu" else 20
 
 
 def inputs(batch: int, length: int, channels: int, states: int) -> list[torch.Tensor]:
@@ -25,7 +27,8 @@ def inputs(batch: int, length: int, channels: int, states: int) -> list[torch.Te
     delta = torch.empty(batch, channels, length).uniform_(0.001, 0.1)
     A = -torch.arange(1, states + 1.0).repeat(channels, 1)
     B, C = torch.randn(2, batch, states, length)
-    return [x.requires_grad_() for x in (torch.randn(batch, channels, length), delta, A, B.clone(), C.clone())]
+    made = (torch.randn(batch, channels, length), delta, A, B.clone(), C.clone())
+    return [x.to(DEVICE).requires_grad_() for x in made]
 
 
 def pscan(u, delta, A, B, C):
@@ -50,9 +53,9 @@ def indexing(u, delta, A, B, C):
 
 
 def scans() -> dict:
-    """Every scan that can run here."""
+    """Every scan that can run here; the compiled one first."""
     found = {
-        name: (lambda *x, backend=name: selective_scan(*x, backend=backend)) for name in ("cpu", "chunked", "loop")
+        name: (lambda *x, backend=name: selective_scan(*x, backend=backend)) for name in (DEVICE, "chunked", "loop")
     }
     try:
         import mambapy.pscan  # noqa: F401
@@ -63,8 +66,21 @@ def scans() -> dict:
     return found
 
 
+def forward(scan, tensors):
+    y = scan(*tensors)
+    _wait()
+    return y
+
+
 def both_passes(scan, tensors):
-    return torch.autograd.grad(scan(*tensors).sum(), tensors)
+    gradients = torch.autograd.grad(scan(*tensors).sum(), tensors)
+    _wait()
+    return gradients
+
+
+def _wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def memory(name: str, size: str) -> None:
@@ -73,25 +89,25 @@ def memory(name: str, size: str) -> None:
     scan = scans()[name]
     both_passes(scan, inputs(1, 8, 8, shape[3]))  # imports and compiles
     tensors = inputs(*shape)
-    print(growth_mb(lambda: both_passes(scan, tensors)))
+    print(growth_mb(lambda: both_passes(scan, tensors), DEVICE))
 
 
 def main() -> None:
     torch.set_num_threads(2)
-    result = {"machine": machine("mambapy"), "what": "forward and backward, float32", "sizes": []}
+    result = {"machine": machine("mambapy", "mamba-ssm"), "what": "forward and backward, float32", "sizes": []}
     found = scans()
     for size in SIZES:
         tensors = inputs(*size)
         both = {name: partial(both_passes, scan, tensors) for name, scan in found.items()}
         seconds = interleaved(both, ROUNDS)
-        forward = interleaved({name: partial(scan, *tensors) for name, scan in found.items()}, ROUNDS)
+        one = interleaved({name: partial(forward, scan, tensors) for name, scan in found.items()}, ROUNDS)
         shape = ",".join(map(str, size))
         rows = [
             {
                 "scan": name,
                 "seconds": median(seconds[name]),
-                "forward": median(forward[name]),
-                "times cpu": round(median(seconds[name]) / median(seconds["cpu"]), 1),
+                "forward": median(one[name]),
+                f"times {DEVICE}": round(median(seconds[name]) / median(seconds[DEVICE]), 1),
                 "peak MB": round(peak_mb(Path(__file__), "--memory", name, shape)),
             }
             for name in found
@@ -114,7 +130,7 @@ def main() -> None:
         trap.append({"length": length, "x[..., t]": index, "unbind": unbind, "ratio": round(index / unbind, 1)})
     print("\nthe loop that indexes inside, seconds")
     print(table(trap))
-    save("scan", result | {"indexing inside the loop": trap})
+    save("scan" if DEVICE == "cpu" else "scan-gpu", result | {"indexing inside the loop": trap})
 
 
 if __name__ == "__main__":
