@@ -10,12 +10,14 @@ Wang et al., "R2GenCSR: Mining Contextual and Residual Information for LLMs-base
 Ours. The projector is an MLP aligned beforehand (`rrg_utils.systems.projector`) and not one linear layer. A context
 image becomes the mean of its projected tokens: behind a linear layer that is the projected global vector, so for the
 paper's projector it is the same. With `grid` above 1 the mean is taken in cells, so that a residual can say where.
+Before the real reports, every variant reads as many rendered studies with composed reports as the projector was aligned
+on: 2,069 reports alone are too few to learn what a context is for.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -30,12 +32,13 @@ from rrg_utils import retrieval, training
 from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
 from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
+from rrg_utils.data.rendered import RenderedStudies, rendered_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, tiny
 from rrg_utils.retrieval import StudyIndex, global_features, says_the_same, standardised
 from rrg_utils.systems import base, projector
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
-from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
+from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.encoder import as_films
 from rrg_utils.vision.features import film_tokens, merge_tokens, weights_hash
@@ -100,6 +103,7 @@ class R2GenCSRConfig:
     size: int = 128
     align_studies: int = 4000  # rendered studies of the shared projector; 0: an untrained one
     align_epochs: int = 5
+    composed_epochs: int = 1  # passes over those studies with composed reports and contexts, before the real ones
     train_reports: int | None = None  # None: all 2,069
     epochs: int = 2
     word_dropout: float = 0.0
@@ -240,18 +244,24 @@ class R2GenCSR(ReportGenerator):
         else:
             self.projector.refer_to(film_tokens(train.films, config.encoder, config.size))
         held_out = examples(config, val, train)
-        return fit(
-            self,
-            lambda model, batch: model.loss(batch),
-            examples(config, train, train),
-            options=FitOptions(
-                epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, patience=2, seed=config.seed
-            ),
-            length=lambda example: len(example.text),
-            validate=lambda model: model.mean_loss(held_out),
-            folder=folder and folder / "prepare",
-            name=f"R2GenCSR ({config.retrieval}, {config.residual}, {config.pairs} pairs)",
-        )
+
+        def learn(batch: list[Example], name: str, epochs: int, validate: Callable | None = None) -> History:
+            return fit(
+                self,
+                lambda model, batch: model.loss(batch),
+                batch,
+                options=FitOptions(
+                    epochs=epochs, batch_size=config.batch_size, lr=config.lr, patience=2, seed=config.seed
+                ),
+                length=lambda example: len(example.text),
+                validate=validate,
+                folder=folder and folder / name,
+                name=f"R2GenCSR ({config.retrieval}, {config.residual}, {config.pairs} pairs), {name} reports",
+            )
+
+        if config.composed_epochs and config.align_studies:
+            learn(examples(config, _composed(config), train), "composed", config.composed_epochs)
+        return learn(examples(config, train, train), "real", config.epochs, lambda model: model.mean_loss(held_out))
 
     def generate(self, batch: Sequence[Example], max_new_tokens: int = 90) -> list[GeneratedReport]:
         """Reports, with the ids of the studies that each was compared with as evidence."""
@@ -271,7 +281,10 @@ def _in_turn(negative: Sequence[Context], positive: Sequence[Context]) -> list[t
     return [(sign, context) for pair in pairs for sign, context in zip(SIGNS, pair, strict=True) if context]
 
 
-def examples(config: R2GenCSRConfig, data: PhantomDataset, train: PhantomDataset) -> list[Example]:
+Studies = PhantomDataset | RenderedStudies
+
+
+def examples(config: R2GenCSRConfig, data: Studies, train: PhantomDataset) -> list[Example]:
     """The studies of a data set with their contexts, all from `train`."""
     seen, known = _seen(config, data.films), _seen(config, train.films)
     rows = context_rows(config, data, train)
@@ -287,7 +300,7 @@ def examples(config: R2GenCSRConfig, data: PhantomDataset, train: PhantomDataset
     return [Example(seen[i], text, pools["negative"][i], pools["positive"][i]) for i, text in enumerate(data.texts)]
 
 
-def context_rows(config: R2GenCSRConfig, data: PhantomDataset, train: PhantomDataset) -> dict[str, np.ndarray]:
+def context_rows(config: R2GenCSRConfig, data: Studies, train: PhantomDataset) -> dict[str, np.ndarray]:
     """Which studies of `train` each study of `data` is compared with: {"negative", "positive"} -> (N, pairs).
 
     Never the study itself, nor one whose report says the same. RRGError where a pool is empty or too small.
@@ -326,7 +339,7 @@ def signs(config: R2GenCSRConfig, train: PhantomDataset) -> dict[str, np.ndarray
     return {"negative": normal, "positive": train.labels.any(1)}
 
 
-def _drawn(config: R2GenCSRConfig, pool: np.ndarray, data: PhantomDataset, train: PhantomDataset) -> np.ndarray:
+def _drawn(config: R2GenCSRConfig, pool: np.ndarray, data: Studies, train: PhantomDataset) -> np.ndarray:
     """(N, pairs) studies drawn from a pool: once for all ("keyword", "normal_by_mesh") or for each study anew."""
     rng = np.random.default_rng([31, config.seed])
     order = rng.permutation(pool)
@@ -342,9 +355,9 @@ def _drawn(config: R2GenCSRConfig, pool: np.ndarray, data: PhantomDataset, train
     return np.array(out, int)
 
 
-def without_findings(data: PhantomDataset) -> Films:
+def without_findings(data: Studies) -> Films:
     """The films of a split rendered again without any finding: same patients, poses, exposures and noise."""
-    reports = getattr(indiana(), data.split)
+    reports = getattr(indiana(), data.split) if data.split else data.reports
     return render_films([replace(report, mesh=()) for report in reports], data.size, conspicuity=data.conspicuity)
 
 
@@ -362,7 +375,8 @@ def train_all(configs: Sequence[R2GenCSRConfig]) -> None:
         load_llm(name)
     for config in configs:  # what they share is made first, with all cores for each
         train = _train(config)
-        for data in (train, load_dataset("phantom", "val", config.size)):
+        composed = [_composed(config)] if config.composed_epochs and config.align_studies else []
+        for data in (train, load_dataset("phantom", "val", config.size), *composed):
             examples(config, data, train)
     in_parallel(aligned, [_alignment(config) for config in configs if config.align_studies])
     in_parallel(_trained_folder, configs)
@@ -377,6 +391,10 @@ def _train(config: R2GenCSRConfig) -> PhantomDataset:
     return load_dataset("phantom", "train", config.size, config.train_reports)
 
 
+def _composed(config: R2GenCSRConfig) -> RenderedStudies:
+    return rendered_studies(alignment_studies(config.align_studies), config.size, config.seed)
+
+
 def _alignment(config: R2GenCSRConfig) -> Alignment:
     return Alignment(
         config.size, config.encoder, config.llm, config.align_studies, config.align_epochs, seed=config.seed
@@ -386,10 +404,10 @@ def _alignment(config: R2GenCSRConfig) -> Alignment:
 def _trained_folder(config: R2GenCSRConfig) -> Path:
     def make(folder: Path) -> None:
         model = R2GenCSR(config)
-        history = model.prepare(_train(config), load_dataset("phantom", "val", config.size), folder)
+        history = model.prepare(_train(config), load_dataset("phantom", "val", config.size), folder / "fit")
         model.save(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "prepare")
+        shutil.rmtree(folder / "fit")
 
     inputs = asdict(config) | {
         "cohort": indiana().digest,
