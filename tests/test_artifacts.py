@@ -244,7 +244,7 @@ def test_progress_goes_to_the_log_not_to_stdout(capfd):
 
 
 def test_every_python_reads_the_same_program():
-    """As Python 3.11 writes it: 3.12 added type_params, 3.13 leaves empty lists out. Keys and data hashes rest on it."""
+    """As Python 3.11 writes it: 3.12 added type_params, 3.13 leaves empty lists out. Keys of the cache rest on it."""
     arguments = "arguments(posonlyargs=[], args=[arg(arg='x')], kwonlyargs=[], kw_defaults=[], defaults=[])"
     body = "[Return(value=Call(func=Name(id='g', ctx=Load()), args=[], keywords=[]))]"
     function = f"FunctionDef(name='f', args={arguments}, body={body}, decorator_list=[])"
