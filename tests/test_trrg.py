@@ -484,10 +484,10 @@ def test_controls_name_their_clues(config):
         labels = np.zeros((4, len(ABNORMALITIES)), bool)
 
     Data.labels[0, ABNORMALITIES.index("cardiomegaly")] = True
-    oracle = trrg.controls(replace(config, clues="oracle"), Data)
+    oracle = trrg.controls(replace(config, clues="oracle"), Data.labels)
     assert oracle == [("Cardiomegaly",), ("No Finding",), ("No Finding",), ("No Finding",)]
     assert trrg.commonest(Data.labels, 2) == ("No Finding", "Cardiomegaly")
-    drawn = trrg.controls(replace(config, clues="random"), Data)
+    drawn = trrg.controls(replace(config, clues="random"), Data.labels)
     assert all(len(set(each)) == 3 and set(each) <= set(CLUES) for each in drawn)
-    assert trrg.controls(config, Data) is None
-    assert trrg.controls(replace(config, clues="oracle", dci=False), Data) is None
+    assert trrg.controls(config, Data.labels) is None
+    assert trrg.controls(replace(config, clues="oracle", dci=False), Data.labels) is None

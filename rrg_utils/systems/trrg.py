@@ -17,6 +17,8 @@ Choices that the paper leaves open, all ours:
 - L = `queries` learnable tokens; one cross-attention and one FFN for both streams; a residual and a layer norm around
   self-attention; the sum of Eq. 4 runs over the queries;
 - the mapper is the aligned projector of the course (`rrg_utils.systems.projector`), where the paper has one linear map;
+- before the real reports, stage 2 reads as many rendered studies with composed reports as the mapper was aligned on,
+  in every arm: from 2,069 reports alone the frozen model learned to read no clue, not even a true one;
 - without stage 1 the two heads into the common space are random ones, so that clues are drawn by chance.
 """
 
@@ -24,7 +26,7 @@ import json
 import shutil
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,14 +41,15 @@ from rrg_utils import training
 from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
 from rrg_utils.data.abnormalities import ABNORMALITIES, OBSERVATION_OF
-from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset
+from rrg_utils.data.composed import Composer
+from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset, render_films
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, prompt_loss, tiny
 from rrg_utils.language.sentences import load_sentence_encoder
 from rrg_utils.systems import base, contrastive, projector
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
 from rrg_utils.systems.contrastive import CommonSpace, ContrastConfig
-from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
+from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.features import weights_hash
 
@@ -141,6 +144,7 @@ class TRRGConfig:
     stage1_seed: int = 0  # one stage 1 for all seeds of stage 2
     align_studies: int = 4000  # rendered studies that align the mapper; 0: it starts at random
     align_epochs: int = 5
+    composed_epochs: int = 1  # passes of stage 2 over the studies of the alignment with composed reports
     train_reports: int | None = None  # None: all
     val_reports: int | None = None
     epochs: int = 1
@@ -392,16 +396,22 @@ class TRRG(ReportGenerator):
             self.mapper.load_state_dict(aligned_projector(config.alignment))
         self.mapper.refer_to(seen(config, train))
         self.space.load_state_dict(contrastive.trained(config.contrast).space.state_dict())
-        return fit(
-            self,
-            lambda model, batch: model.loss(batch),
-            of_train,
-            options=FitOptions(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, seed=config.seed),
-            length=lambda example: len(example.text),
-            validate=lambda model: model.mean_loss(of_val),
-            folder=folder and folder / "prepare",
-            name=f"TRRG, stage 2 (seed {config.seed})",
-        )
+
+        def learn(data: list[Example], name: str, epochs: int, validate: Callable | None = None) -> History:
+            return fit(
+                self,
+                lambda model, batch: model.loss(batch),
+                data,
+                options=FitOptions(batch_size=config.batch_size, lr=config.lr, seed=config.seed, epochs=epochs),
+                length=lambda example: len(example.text),
+                validate=validate,
+                folder=folder and folder / name,
+                name=f"TRRG, stage 2 on {name} reports (seed {config.seed})",
+            )
+
+        if config.composed_epochs and config.align_studies:
+            learn(composed_examples(config), "composed", epochs=1)
+        return learn(of_train, "real", config.epochs, validate=lambda model: model.mean_loss(of_val))
 
 
 def seen(config: TRRGConfig, data: PhantomDataset) -> np.ndarray:
@@ -412,14 +422,28 @@ def seen(config: TRRGConfig, data: PhantomDataset) -> np.ndarray:
 def examples(config: TRRGConfig, data: PhantomDataset) -> list[Example]:
     """The studies of a data set; the controls of clue choice name the clues, otherwise the model chooses."""
     tokens = seen(config, data)
-    named = controls(config, data)
+    named = controls(config, data.labels)
     return [Example(tokens[i], text, clues=named and named[i]) for i, text in enumerate(data.texts)]
 
 
-def controls(config: TRRGConfig, data: PhantomDataset) -> list[tuple[str, ...]] | None:
+def composed_examples(config: TRRGConfig) -> list[Example]:
+    """The rendered studies of the alignment, each with a new composed report for every pass."""
+    studies = alignment_studies(config.align_studies)
+    tokens = contrastive.tokens(render_films(studies, config.size), config.contrast)
+    named = controls(config, np.stack([label_vector(study) for study in studies]))
+    composer, rng = Composer(indiana().train), np.random.default_rng([11, config.seed])
+    return [
+        Example(tokens[i], composer.compose(study, rng), clues=named and named[i])
+        for _ in range(config.composed_epochs)
+        for i, study in enumerate(studies)
+    ]
+
+
+def controls(config: TRRGConfig, labels: np.ndarray) -> list[tuple[str, ...]] | None:
+    """The clues that a control names for films with these labels (N, C); None where the model chooses."""
     if config.clues == "zero-shot" or not config.dci:
         return None
-    there = shown(data.labels)
+    there = shown(labels)
     if config.clues == "oracle":
         return [tuple(name for name, is_there in zip(NAMES, row, strict=True) if is_there) for row in there]
     if config.clues == "constant":
@@ -452,6 +476,8 @@ def prepare_shared(configs: Sequence[TRRGConfig]) -> None:
     for config in {replace(config, seed=0) for config in configs}:  # tokens of the training and validation films
         for split, limit in (("train", config.train_reports), ("val", config.val_reports)):
             seen(config, load_dataset("phantom", split, config.size, limit))
+        if config.composed_epochs and config.align_studies:
+            contrastive.tokens(render_films(alignment_studies(config.align_studies), config.size), config.contrast)
 
 
 def _trained_folder(config: TRRGConfig) -> Path:
@@ -459,10 +485,12 @@ def _trained_folder(config: TRRGConfig) -> Path:
         model = TRRG(config)
         train = load_dataset("phantom", "train", config.size, config.train_reports)
         with torch.enable_grad():  # whoever asks first may do so within no_grad
-            history = model.prepare(train, load_dataset("phantom", "val", config.size, config.val_reports), folder)
+            history = model.prepare(
+                train, load_dataset("phantom", "val", config.size, config.val_reports), folder / "fit"
+            )
         model.save(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "prepare")
+        shutil.rmtree(folder / "fit")
 
     return artifact("trrg", _inputs(config), make, code=_CODE, resume=True)
 
