@@ -82,6 +82,7 @@ CASES = [
     ("The cardiomediastinal silhouette is stable in appearance.",),
     ("The heart and lungs have ___ in the interval.",),
     ("Thoracic spine.",),
+    ("Calcified hilar lymph ___ are stable.", ("disease-granuloma", "Calcified hilar lymph ___ are present.", P)),
     (
         "Mediastinum is shifted to the left as compared to the previous examination.",
         ("organ-mediastinum", "Mediastinum is shifted to the left.", P),
@@ -95,6 +96,11 @@ CASES = [
     ),
     ("Questionable nodule in the right apex. Correlate clinically.",),
     # advice and technique go
+    (
+        "In the left lower lobe there is airspace disease consistent with pneumonia.",
+        ("disease-consolidation", "In the left lower lobe there is airspace disease.", P),
+        ("disease-pneumonia", "Pneumonia.", P),
+    ),
     ("Calcified granuloma, recommend follow-up.", ("disease-granuloma", "Calcified granuloma.", P)),
     ("PA and lateral views of the chest were obtained.",),
     # compound findings

@@ -170,7 +170,7 @@ def _any(patterns: Iterable[str]) -> re.Pattern:
 _COMPARISON, _REMARK, _PREAMBLE = _any(_COMPARISONS), _any(_REMARKS), re.compile("|".join(_FILMING), re.I | re.A)
 _REMAINS = re.compile(r"\b(?:continues? to be|(?:has|have) (?:remained|been))\b|\b(remains)\b|\bremain\b", re.I | re.A)
 _LOOSE_START = re.compile(
-    r"^(?:[\W_]*(?:but|and|or|which|that|as|also|however|although|with|of|in|by|is|are|has|have)\b)+", re.I
+    r"^(?:[\W_]*(?:but|and|or|which|that|as|also|however|although|with|of|is|are|has|have)\b)+", re.I
 )
 _LOOSE_END = re.compile(
     r"(?:\W+(?:but|and|or|which|that|this|these|as|also|however|although|with|of|in|by|to|the|an?|from|for|on|at|"
@@ -288,7 +288,7 @@ def _parts(text: str) -> list[_Part]:
 # What remains of "the heart size and mediastinal contours are stable" when the comparison is gone.
 _EMPTY = re.compile(
     r"the|an?|and|or|of|in|is|are|has|have|both|left|right|upper|lower|pulmonary|thoracic|cervical|lumbar|lumbosacral|"
-    r"visualized|overall|within|limits|size|contours?|silhouettes?|shadows?|structures?|borders?|outlines?|fields?|volumes?|regions?|"
+    r"visualized|overall|within|limits|size|contours?|silhouettes?|shadows?|structures?|borders?|outlines?|cardiopulmonary|fields?|volumes?|regions?|"
     r"appears?|appearance|body|bodies|chest|neck|_+|\d+",
     re.I | re.A,
 )
@@ -344,7 +344,7 @@ def _whole(sentence: str, told: tuple[_Told, ...]) -> _Part:
     topic = told[0].topic
     if all(_denied(item) for item in told):
         return _Part(topic, ABSENT, "", told)
-    if any(item.mention for item in told):
+    if any(item.mention for item in told) or TOPICS[topic].level != "organ":
         sentence = _BARE_VERB.sub(lambda m: f" {m[1]} present", sentence)
     return _Part(topic, PRESENT if _any_present(told) else ABSENT, sentence, told)
 
