@@ -106,6 +106,16 @@ def topics_of(source: "str | Report | Mapping[str, int | None]", polarity: str |
     )
 
 
+def told_topics(text: str) -> set[tuple[str, str]]:
+    """(topic, polarity) of all that a text tells, cleaned or as it stands, speculation left out.
+
+    A decomposition made by other means may say less than this, and nothing else.
+    """
+    parts = [part.told for part in _parts(check_text(text))]
+    parts += [_told(text[start:end]) for start, end in sentence_spans(text)]
+    return {(item.topic, item.polarity) for told in parts for item in told if item.polarity != UNCERTAIN}
+
+
 # --- cleaning ---------------------------------------------------------------------------------------------------------
 
 _EXAM = r"(?:exam\w*|stud(?:y|ies)|radiographs?|x-?rays?|films?|images?|imaging|cts?|chest|comparisons?|one|___|xxxx)"
@@ -141,14 +151,13 @@ _REMARKS = (
     r"[^,;]*(?:could|would|may) be (?:performed|obtained|considered|helpful)",
     r"if (?:clinical\w*|indicated|there|symptoms|further)",
     r"(?:results?|findings?|this|these)(?: \w+){0,3} (?:discussed|called|communicated|reported)",
-    r"[^,;]*\bconsists? of(?: \w+){0,6} (?:views?|radiographs?|films?|images?)",
+    r"[^,;]*\bconsists? of\b[^;]* (?:views?|radiographs?|films?|images?)",
     r"[^,;]*(?:views?|radiographs?|films?|images?|examination)\b[^,;]* (?:was|were) (?:obtained|performed|submitted|"
     r"provided)",
 )
 _FILMING = (
     r"^[^,;]*(?:views?|radiographs?|films?|images?)(?: of)?(?: the)?(?: chest)? (?:show|demonstrate|reveal)s?\b",
     r"^(?:chest|findings|heart|lungs|bones|mediastinum|pleura|abdomen)\s*:",
-    r"^(?:(?:thoracic|cervical|lumbar|lumbosacral|left|right|soft tissue) )*(?:spine|ribs|abdomen|sternum|neck|chest)$",
     r"^\d+[.)]",
 )
 
@@ -161,7 +170,7 @@ def _any(patterns: Iterable[str]) -> re.Pattern:
 _COMPARISON, _REMARK, _PREAMBLE = _any(_COMPARISONS), _any(_REMARKS), re.compile("|".join(_FILMING), re.I | re.A)
 _REMAINS = re.compile(r"\b(?:continues? to be|(?:has|have) (?:remained|been))\b|\b(remains)\b|\bremain\b", re.I | re.A)
 _LOOSE_START = re.compile(
-    r"^(?:[\W_]*(?:but|and|or|which|that|as|also|however|although|with|of|in|by|is|are|has|have)\b)+", re.I
+    r"^(?:[\W_]*(?:but|and|or|which|that|as|also|however|although|with|of|is|are|has|have)\b)+", re.I
 )
 _LOOSE_END = re.compile(
     r"(?:\W+(?:but|and|or|which|that|this|these|as|also|however|although|with|of|in|by|to|the|an?|from|for|on|at|"
@@ -271,17 +280,26 @@ def _parts(text: str) -> list[_Part]:
         part
         for start, end in sentence_spans(text)
         for statement in _STATEMENTS.split(text[start:end])
-        for part in _statement_parts(statement)
+        for part in _sentence_parts(_clean_sentence(statement))
+        if not _empty(part)
     ]
 
 
-def _statement_parts(statement: str) -> tuple[_Part, ...]:
-    cleaned = _clean_sentence(statement)
-    parts = _sentence_parts(cleaned)
-    if cleaned == _tidy(statement):
-        return parts
-    # "the mediastinum is stable" compares and says nothing else: what names a part of the body alone goes
-    return tuple(part for part in parts if part.polarity == ABSENT or any(item.finding for item in part.told))
+# What remains of "the heart size and mediastinal contours are stable" when the comparison is gone.
+_EMPTY = re.compile(
+    r"the|an?|and|or|of|in|is|are|has|have|both|left|right|upper|lower|pulmonary|thoracic|cervical|lumbar|lumbosacral|"
+    r"visualized|overall|within|limits|size|contours?|silhouettes?|shadows?|structures?|borders?|outlines?|cardiopulmonary|fields?|volumes?|regions?|"
+    r"appears?|appearance|body|bodies|chest|neck|_+|\d+",
+    re.I | re.A,
+)
+
+
+def _empty(part: _Part) -> bool:
+    """Whether a part names something and says nothing of it."""
+    if part.polarity == ABSENT or any(item.finding for item in part.told):
+        return False
+    left = _WORDS["organ"].sub(" ", _BARE_VERB.sub("", part.text))
+    return all(_EMPTY.fullmatch(word) for word in re.findall(r"\w+", left))
 
 
 _JOINTS = re.compile(
@@ -326,7 +344,7 @@ def _whole(sentence: str, told: tuple[_Told, ...]) -> _Part:
     topic = told[0].topic
     if all(_denied(item) for item in told):
         return _Part(topic, ABSENT, "", told)
-    if any(item.mention for item in told):
+    if any(item.mention for item in told) or TOPICS[topic].level != "organ":
         sentence = _BARE_VERB.sub(lambda m: f" {m[1]} present", sentence)
     return _Part(topic, PRESENT if _any_present(told) else ABSENT, sentence, told)
 

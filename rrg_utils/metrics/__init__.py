@@ -3,6 +3,7 @@
 from rrg_utils.metrics.clinical import CE_PRESETS, clinical_f1, clinical_grid, clinical_score, fact_f1, film_fact_f1
 from rrg_utils.metrics.conventions import PRESETS, Convention, r2gen_clean, r2gen_vocabulary
 from rrg_utils.metrics.evaluation import Score, Scores, evaluate
+from rrg_utils.metrics.fidelity import Fidelity, fidelity
 from rrg_utils.metrics.statistics import (
     Comparison,
     Difference,
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Convention",
     "Difference",
+    "Fidelity",
     "Interval",
     "Score",
     "Scores",
@@ -39,6 +41,7 @@ __all__ = [
     "effect_size",
     "evaluate",
     "fact_f1",
+    "fidelity",
     "film_fact_f1",
     "holm",
     "mean",
