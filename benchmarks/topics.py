@@ -27,9 +27,9 @@ from rrg_utils.vision.pretrain import load_encoder
 from rrg_utils.vision.segmentation import masked
 
 
-def topic_by_topic(model, image, regions, topics, tokens):
+def topic_by_topic(model, encoder, image, regions, topics, tokens):
     """One report, as a loop over topics would have it."""
-    encoder, sentences = load_encoder(model.config.encoder, model.config.size), []
+    sentences = []
     for topic in topics:
         films = [image]
         if area := area_of(topic):
@@ -55,16 +55,17 @@ def main() -> None:
     regions = [data.phantom(i).regions for i in range(len(data))]
     # The organ and special topics, which every report is asked for.
     told = tuple(type("Told", (), {"topic": topic, "polarity": "absent"}) for topic in ALWAYS)
-    load_encoder(config.encoder, config.size)
+    encoder = load_encoder(config.encoder, config.size)
 
     def case(i: int) -> Case:
-        return read_film(model, data.images[i], regions[i])._replace(reference=told)
+        return read_film(model, data.images[i], regions[i], ALWAYS)._replace(reference=told)
 
     ways = {
         "batched": lambda: model.generate([case(i) for i in range(len(data))], options.tokens),
         "report by report": lambda: [model.generate([case(i)], options.tokens)[0] for i in range(len(data))],
         "topic by topic": lambda: [
-            topic_by_topic(model, data.images[i], regions[i], topics[i], options.tokens) for i in range(len(data))
+            topic_by_topic(model, encoder, data.images[i], regions[i], topics[i], options.tokens)
+            for i in range(len(data))
         ],
     }
     topics = model.asked([Case(np.zeros(0), {}, told)] * len(data))

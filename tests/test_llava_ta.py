@@ -243,6 +243,8 @@ def test_a_new_film_is_read_with_its_masks(model, films):
     expected = encode(load_encoder("swin", 128), masked(films.images[0], regions["heart"])[None])[0]
     np.testing.assert_allclose(case.parts["heart",].astype(float), expected.astype(float), atol=2e-2)
     assert set(case.parts) == set(AREAS)
+    few = read_film(model, films.images[0], regions, ["organ-heart", "special-devices"])
+    assert list(few.parts) == [("heart",)]
     with pytest.raises(RRGError, match="resize the mask"):
         read_film(model, films.images[0], {name: mask[:64, :64] for name, mask in regions.items()})
     with pytest.raises(RRGError, match="no mask of the region 'lungs', which topics need"):

@@ -478,19 +478,27 @@ def segmented(
     return dict(zip(pairs, tokens, strict=True))
 
 
-def read_film(model: LlavaTA, image: np.ndarray, regions: Mapping[str, np.ndarray]) -> Case:
-    """A film (H, W) that no data set holds, with the masks (H, W) of its regions: encoded in one batch.
+_encoder_of = lru_cache(maxsize=2)(load_encoder)
+
+
+def read_film(
+    model: LlavaTA, image: np.ndarray, regions: Mapping[str, np.ndarray], asked: Sequence[str] = tuple(TOPICS)
+) -> Case:
+    """A film (H, W) that no data set holds, with the masks (H, W) of its regions: encoded in one batch, the whole film
+    once and each area of the topics `asked` once.
 
     RRGError for a mask of another size, and for an area whose region is missing.
     """
-    areas = AREAS if model.config.model == "TA" and model.config.masks != "full" else ()
+    areas = ()
+    if model.config.model == "TA" and model.config.masks != "full":
+        areas = tuple(dict.fromkeys(area for topic in asked if (area := area_of(topic))))
     films = [np.asarray(image)]
     for area in areas:
         missing = [name for name in area if name not in regions]
         if missing:
             raise RRGError(f"no mask of the region {missing[0]!r}, which topics need; there are: {', '.join(regions)}")
         films += [masked(image, np.any([regions[name] for name in area], axis=0))]
-    tokens = encode(load_encoder(model.config.encoder, model.config.size), np.stack(films))
+    tokens = encode(_encoder_of(model.config.encoder, model.config.size), np.stack(films))
     return Case(tokens[0], dict(zip(areas, tokens[1:], strict=True)))
 
 
@@ -519,7 +527,9 @@ def prepare_shared(configs: Sequence[LlavaTAConfig]) -> None:
         load_llm(name)
     in_parallel(aligned, [config.alignment for config in configs if config.align_studies])
     for split in ("train", "val"):
-        in_parallel(_Examples(split), [replace(_in_training(config), lora_rank=None, epochs=1) for config in configs])
+        in_parallel(
+            _Examples(split), [replace(_in_training(c), lora_rank=None, wording="paper", seed=0) for c in configs]
+        )
 
 
 class _Examples(NamedTuple):
