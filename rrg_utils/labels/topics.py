@@ -143,8 +143,11 @@ _COMPARISONS = (
 )
 # Where one sentence holds two statements, seen before the word that marks it is removed.
 _STATEMENTS = re.compile(r"\s*;\s*|\s*,\s*(?:and )?(?=(?:\w+ly )?(?:stable|unchanged|persistent) \w)", re.I | re.A)
-# What follows is no finding: advice, and how the film was taken.
+# What follows is no finding: speculation that `mentions` cannot see, advice, and how the film was taken.
 _REMARKS = (
+    # The month of May was taken out of these reports wherever it stood: "opacity ___ represent atelectasis" is a hedge.
+    r"(?:,? ?(?:which|that|this) )?(?:___|xxxx) (?:represent|reflect|indicat|suggest)\w*|(?:___|xxxx) (?:related|"
+    r"secondary|due) to",
     r"(?:clinical(?:ly)? )?correlat(?:e|ion)\b",
     r"(?:follow\W?up|recommend\w*|consider|advis\w+)\b",
     r"(?:further|additional) (?:evaluation|imaging|workup|assessment)",
