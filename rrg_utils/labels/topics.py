@@ -145,7 +145,8 @@ _COMPARISONS = (
 _STATEMENTS = re.compile(r"\s*;\s*|\s*,\s*(?:and )?(?=(?:\w+ly )?(?:stable|unchanged|persistent) \w)", re.I | re.A)
 # What follows is no finding: speculation that `mentions` cannot see, advice, and how the film was taken.
 _REMARKS = (
-    # The month of May was taken out of these reports wherever it stood: "opacity ___ represent atelectasis" is a hedge.
+    # What was removed before such a word was probably a hedge ("___ represent": "may", taken for the month; "___
+    # secondary to"). This is our inference: nothing in the collection says so.
     r"(?:,? ?(?:which|that|this) )?(?:___|xxxx) (?:represent|reflect|indicat|suggest)\w*|(?:___|xxxx) (?:related|"
     r"secondary|due) to",
     r"(?:clinical(?:ly)? )?correlat(?:e|ion)\b",
