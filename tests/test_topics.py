@@ -94,6 +94,14 @@ CASES = [
         "There is a left basilar opacity, which may represent atelectasis or pneumonia.",
         ("disease-lung opacity", "There is a left basilar opacity.", P),
     ),
+    (
+        "There is minimal opacity in the left lung base, ___ representing atelectasis.",
+        ("disease-lung opacity", "There is minimal opacity in the left lung base.", P),
+    ),
+    (
+        "There is ___ deformity of T12 and L1.",
+        ("disease-vertebral deformity", "There is ___ deformity of T12 and L1.", P),
+    ),
     ("Questionable nodule in the right apex. Correlate clinically.",),
     # advice and technique go
     (

@@ -122,6 +122,7 @@ _DISEASES = (
         ("low lung volumes",),
         "Low lung volumes are absent.",
         classes=("hypoinflation",),
+        words=r"low volume lungs|lung volumes(?: \w+){0,2} decreased|decreased(?: \w+)? lung volumes|low lung lines",
     ),
     Topic(
         "disease-pleural thickening",
@@ -196,6 +197,7 @@ _DISEASES = (
         ("vertebral deformity",),
         "Compression deformity is absent.",
         classes=("vertebral deformity",),
+        words=r"deformit\w+(?: [\w-]+){0,5} (?:[tl]\d+|vertebra\w*|spine)|vertebral(?: \w+){0,2} deformit\w+",
     ),
     Topic(
         "disease-degenerative spine",

@@ -143,8 +143,12 @@ _COMPARISONS = (
 )
 # Where one sentence holds two statements, seen before the word that marks it is removed.
 _STATEMENTS = re.compile(r"\s*;\s*|\s*,\s*(?:and )?(?=(?:\w+ly )?(?:stable|unchanged|persistent) \w)", re.I | re.A)
-# What follows is no finding: advice, and how the film was taken.
+# What follows is no finding: speculation that `mentions` cannot see, advice, and how the film was taken.
 _REMARKS = (
+    # What was removed before such a word was probably a hedge ("___ represent": "may", taken for the month; "___
+    # secondary to"). This is our inference: nothing in the collection says so.
+    r"(?:,? ?(?:which|that|this) )?(?:___|xxxx) (?:represent|reflect|indicat|suggest)\w*|(?:___|xxxx) (?:related|"
+    r"secondary|due) to",
     r"(?:clinical(?:ly)? )?correlat(?:e|ion)\b",
     r"(?:follow\W?up|recommend\w*|consider|advis\w+)\b",
     r"(?:further|additional) (?:evaluation|imaging|workup|assessment)",
