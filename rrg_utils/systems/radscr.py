@@ -1,4 +1,4 @@
-"""RadSCR (Yan et al., ICLR 2026): hypotheses, grounded in regions, criticised by counter-examples, answered in sentences.
+"""RadSCR (Yan et al., ICLR 2026): hypotheses grounded in regions, criticised by counter-examples, put into sentences.
 
     film --> V, p --Grad-CAM--> hypotheses m with regions B_m                          `rrg_utils.systems.hypotheses`
     P_m   = PropEncoder(V, B_m, E_m) = FFN(V (+) F_m)                 the proposal: "m is here"
@@ -20,8 +20,8 @@ Choices that the paper leaves open, all ours:
 - hypotheses are taken above 0.5 after one shift of all logits, and U above a cut; both are set on validation (best F1);
 - retrieval searches the entries of the abnormality, assertions and denials: where a denial wins, the hypothesis is
   withdrawn; in training, hypotheses that the report denies are pulled to its denial;
-- V' is any other film of the batch (training) or of a bank of training films (test); "hard" is the most alike one, or the
-  most probable other abnormality, "easy" the least, "mixed" takes random, hard and easy in turn;
+- V' is any other film of the batch (training) or of a bank of training films (test); "hard" is the most alike one, or
+  the most probable other abnormality, "easy" the least, "mixed" takes random, hard and easy in turn;
 - B_0 is where the course's detector sees lungs, heart, mediastinum or diaphragm on the mean training film;
 - words of a sentence attend to two keys, its concept and the background: with one key attention would have no choice.
 """
@@ -200,7 +200,7 @@ def alternatives(scores: Tensor, allowed: Tensor, n: int, strategy: str, u: Tens
         raise RRGError("an alternative is needed, but nothing else is there: give more films or abnormalities")
 
     def ranked(by: Tensor) -> Tensor:
-        order = by.masked_fill(~allowed, -torch.inf).argsort(1, descending=True, stable=True)
+        order = by.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return order.gather(1, torch.arange(n, device=by.device) % allowed.sum(1, keepdim=True))
 
     orders = {"random": u, "hard": scores, "easy": -scores}
