@@ -57,7 +57,7 @@ from rrg_utils.systems.aggregate import AGGREGATES, Retrieved, write
 from rrg_utils.systems.base import GeneratedReport, in_parallel
 from rrg_utils.systems.contrastive import info_nce
 from rrg_utils.systems.hypotheses import Hypotheses
-from rrg_utils.systems.projector import alignment_studies
+from rrg_utils.systems.projector import Alignment, alignment_studies
 from rrg_utils.systems.sentence_library import SentenceLibrary, Statement, Words, statements, words
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.encoder import as_films
@@ -100,7 +100,7 @@ class RadSCRConfig:
     llm: str = "tiny"
     train_reports: int | None = None  # None: all
     val_reports: int | None = None
-    composed: int = 4000  # rendered studies with composed reports
+    composed: int = 2000  # rendered studies with composed reports
     bank: int = 64  # training films that C_Img may take at test
     epochs: int = 4
     batch_size: int = 32
@@ -342,8 +342,9 @@ class RadSCR(nn.Module):
         regions, _ = self.regions_of(v, pairs)
         proposals = self.propose(looked[pairs.film], regions, pairs.of)
         sentence = self.read(pairs.said)
-        kinds = [(s.of, s.asserted, s.text) for s in pairs.said]
-        same = torch.tensor([[a == b for b in kinds] for a in kinds], device=v.device)
+        kinds = {s: i for i, s in enumerate(pairs.said)}
+        kind = torch.tensor([kinds[s] for s in pairs.said], device=v.device)
+        same = kind[:, None] == kind
         loss = loss + info_nce(proposals, sentence, config.temperature, same)
         prototype = torch.zeros_like(sentence)
         if config.prototypes:
@@ -679,16 +680,16 @@ def examples(config: RadSCRConfig, data: PhantomDataset) -> list[Example]:
 
 
 def rendered_examples(config: RadSCRConfig) -> list[Example]:
-    """Rendered studies with composed reports, the ones that align the projector of the course."""
+    """Rendered studies with composed reports: the first of those that align the projector, which are rendered anyway."""
     if not config.composed:
         return []
-    studies = alignment_studies(config.composed)
+    studies = alignment_studies(max(config.composed, Alignment.studies))
     films = render_films(studies, config.size)
     seen = films.images if config.train_encoder else film_tokens(films, config.encoder, config.size)
     composer, rng = Composer(indiana().train), np.random.default_rng([43])
     return [
         Example(tokens, label_vector(study), tuple(statements(composer.compose(study, rng))), True)
-        for tokens, study in zip(seen, studies, strict=True)
+        for tokens, study in zip(seen[: config.composed], studies[: config.composed], strict=True)
     ]
 
 

@@ -134,17 +134,16 @@ class SentenceLibrary:
     def nearest_prototype(self, statement: Statement) -> int | None:
         """The prototype of a statement: its own if it is an entry, else that of the most similar entry by TF-IDF."""
         if not self._number:
-            self._number.update({(o, a, t): i for i, (o, a, t) in enumerate(self._rows())})
+            self._number.update({Statement(*row): i for i, row in enumerate(self._rows())})
             self._number["tfidf"] = TfidfVectorizer(token_pattern=r"[a-z]+").fit(self.texts)
             self._number["vectors"] = self._number["tfidf"].transform(self.texts)
-        known = self._number.get((statement.of, statement.asserted, statement.text))
-        if known is None:
+        if statement not in self._number:
             own = self.entries(statement.of, statement.asserted)
             if not len(own):
                 return None
             asked = self._number["tfidf"].transform([statement.text])
-            known = own[int((self._number["vectors"][own] @ asked.T).toarray().argmax())]
-        return int(self.prototype[known])
+            self._number[statement] = own[int((self._number["vectors"][own] @ asked.T).toarray().argmax())]
+        return int(self.prototype[self._number[statement]])
 
     def _rows(self):
         return zip(self.of.tolist(), self.asserted.tolist(), self.texts, strict=True)
