@@ -680,7 +680,7 @@ def examples(config: RadSCRConfig, data: PhantomDataset) -> list[Example]:
 
 
 def rendered_examples(config: RadSCRConfig) -> list[Example]:
-    """Rendered studies with composed reports: the first of those that align the projector, which are rendered anyway."""
+    """Rendered studies with composed reports, the first of those that align the projector: they exist anyway."""
     if not config.composed:
         return []
     studies = alignment_studies(max(config.composed, Alignment.studies))
