@@ -321,7 +321,7 @@ def test_critiques_at_test_can_be_left_out_one_by_one(model, examples):
         assert (found.sigma_img is not None) == ("img" in names)
         assert (found.missed is not None) == ("neg" in names)
         parts = [x for x in (found.sigma_abn, found.sigma_img) if x is not None]
-        np.testing.assert_allclose(found.discounted, found.sigma - 0.25 * sum(parts), atol=1e-6)
+        np.testing.assert_allclose(found.discounted, found.sigma - config.alpha2 * sum(parts), atol=1e-6)
     model.config = config
 
 

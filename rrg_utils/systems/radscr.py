@@ -81,7 +81,7 @@ class RadSCRConfig:
     prototypes: bool = True
     k: int = 5  # prototypes per abnormality
     alpha1: float = 0.5  # of the prototype in sigma; no value is known, as for all that follow
-    alpha2: float = 0.25  # of the critiques in the discount
+    alpha2: float = 0.5  # of the critiques in the discount; of 0, .1, .25, .5 and 1 the best on validation
     beta1: float = 1.0  # of L_Alt
     beta2: float = 1.0  # of L_Neg
     top: int = 1  # M, sentences per hypothesis in Q
@@ -102,7 +102,7 @@ class RadSCRConfig:
     val_reports: int | None = None
     composed: int = 2000  # rendered studies with composed reports
     bank: int = 64  # training films that C_Img may take at test
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 32
     lr: float = 1e-3
     seed: int = 0
