@@ -393,6 +393,10 @@ def test_what_is_saved_comes_back(model, examples, tmp_path):
     expected = float(model.loss(examples).detach())
     torch.manual_seed(0)
     assert float(again.loss(examples).detach()) == pytest.approx(expected, rel=1e-5)
+    other = examples[0]._replace(
+        said=tuple(statements("The heart is enlarged and pneumothorax is absent. Cardiomegaly!"))
+    )
+    assert torch.isfinite(again.loss([other, *examples]))  # a report that the training did not have
     with pytest.raises(RRGError, match="no RadSCR in"):
         RadSCR.load(tmp_path / "nowhere")
     (tmp_path / "radscr.json").write_text((tmp_path / "radscr.json").read_text().replace('"width": 16', '"width": 8'))

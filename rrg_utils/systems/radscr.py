@@ -314,8 +314,9 @@ class RadSCR(nn.Module):
 
     def read(self, stated: Sequence[Statement]) -> Tensor:
         """s_(m) (R, d) of statements, each for the concept that it is about."""
-        if self._words is None:
-            self._words = words([*self.library.texts, *(s.text for s in stated)], self.config.text)
+        known = self._words.number if self._words else {}
+        if not all(s.text in known for s in stated):
+            self._words = words([*self.library.texts, *known, *(s.text for s in stated)], self.config.text)
         vectors, real = self._words([s.text for s in stated])
         device = self.concepts.device
         of = torch.tensor([s.of for s in stated], device=device)
@@ -586,6 +587,7 @@ class RadSCR(nn.Module):
             folder=folder,
             name=f"RadSCR (seed {config.seed})",
         )
+        self.cpu()  # wherever it was trained
         if config.train_encoder:
             self._take(real, bank)
         self.settle()
@@ -631,7 +633,8 @@ class RadSCR(nn.Module):
                 if len(own):
                     best[i, of] = found.missed[own].max()
         top = np.sort(best, 1)[:, -max(1, self.config.supplement)][:, None]
-        grid = [*np.quantile(top, np.linspace(0, 1, 41)), np.inf]
+        known = top[np.isfinite(top)]
+        grid = [*(np.quantile(known, np.linspace(0, 1, 41)) if len(known) else ()), np.inf]
         scores = [_micro_f1(named | ((best > cut) & (best >= top)), labels) for cut in grid]
         self.cut.fill_(float(grid[len(grid) - 1 - int(np.argmax(scores[::-1]))]))
 
