@@ -512,6 +512,19 @@ def _sentence_mentions(sentence: str) -> tuple[Mention, ...]:
     return tuple(found)
 
 
+def assertion(sentence: str, start: int, end: int) -> str | None:
+    """Whether `sentence[start:end]` is PRESENT, ABSENT or UNCERTAIN there, for words that no table above names; None if
+    it is hypothetical. The same cues with the same reach as for a mention."""
+    sentence = check_text(sentence).translate(_LOWER)
+    return _assert(_Hit("", start, end), _CUES(sentence), sentence)[0]
+
+
+def hedges(sentence: str) -> list[tuple[int, int]]:
+    """Character spans of the cues of speculation in a sentence ("may represent", "cannot be excluded", "versus")."""
+    cues = _CUES(check_text(sentence).translate(_LOWER))
+    return [(cue.start, cue.end) for cue in cues if cue.name in ("UNC_PRE", "UNC_POST", "EITHER")]
+
+
 def _nearest(attributes: list[_Hit], hit: _Hit) -> _Hit | None:
     """The last attribute that begins before the mention ends, otherwise the first one after it."""
     before = [a for a in attributes if a.start < hit.end]

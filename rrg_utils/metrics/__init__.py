@@ -1,8 +1,20 @@
 """Scores of generated reports, with intervals, paired tests, trivial baselines and tests of image dependence."""
 
-from rrg_utils.metrics.clinical import CE_PRESETS, clinical_f1, clinical_grid, clinical_score, fact_f1, film_fact_f1
+from rrg_utils.metrics.clinical import (
+    CE_PRESETS,
+    ce_abn,
+    ce_organ,
+    clinical_f1,
+    clinical_grid,
+    clinical_score,
+    fact_f1,
+    film_fact_f1,
+)
 from rrg_utils.metrics.conventions import PRESETS, Convention, r2gen_clean, r2gen_vocabulary
 from rrg_utils.metrics.evaluation import Score, Scores, evaluate
+from rrg_utils.metrics.fidelity import Fidelity, fidelity
+from rrg_utils.metrics.grounding import mask_iou
+from rrg_utils.metrics.ranking import accuracy_at
 from rrg_utils.metrics.statistics import (
     Comparison,
     Difference,
@@ -25,12 +37,16 @@ __all__ = [
     "Comparison",
     "Convention",
     "Difference",
+    "Fidelity",
     "Interval",
     "Score",
     "Scores",
     "Seeds",
     "Statistic",
+    "accuracy_at",
     "bleu",
+    "ce_abn",
+    "ce_organ",
     "cider",
     "clinical_f1",
     "clinical_grid",
@@ -39,8 +55,10 @@ __all__ = [
     "effect_size",
     "evaluate",
     "fact_f1",
+    "fidelity",
     "film_fact_f1",
     "holm",
+    "mask_iou",
     "mean",
     "meteor",
     "over_seeds",

@@ -8,12 +8,13 @@ that code and papers use.
 does with `zero_division=nan`; a score with nothing to count at all is NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
+from rrg_utils.data.abnormalities import REGION_OF
 from rrg_utils.data.annotation import asserted_facts, film_facts
 from rrg_utils.data.reports import Report
 from rrg_utils.errors import RRGError
@@ -142,6 +143,26 @@ def fact_f1(hypotheses: Sequence[str], references: Sequence[str], level: str = "
     """Micro F1 of facts at level "finding" (finding and polarity) or "full" (anatomy, side and severity too)."""
     check_pairs(hypotheses, references)
     rows = [fact_counts(hyp, ref, level) for hyp, ref in zip(hypotheses, references, strict=True)]
+    return Statistic(np.array(rows), f1)
+
+
+def ce_abn(hypotheses: Sequence[str], references: Sequence[str]) -> Statistic:
+    """CE-Abn as we define it, for RadSCR does not: micro F1 of the abnormality classes that a text asserts (`VISIBLE`,
+    present or uncertain), against those that the reference asserts."""
+    return _set_f1(hypotheses, references, lambda text: {fact.name for fact in asserted_facts(text)})
+
+
+def ce_organ(hypotheses: Sequence[str], references: Sequence[str]) -> Statistic:
+    """CE-Organ as we define it: micro F1 of the regions (lungs, heart, ...) in which a text asserts an abnormality,
+    against the reference's. A class counts for the first of its regions in `REGION_OF`."""
+    return _set_f1(hypotheses, references, lambda text: {REGION_OF[fact.name][0] for fact in asserted_facts(text)})
+
+
+def _set_f1(hypotheses: Sequence[str], references: Sequence[str], named: Callable[[str], set]) -> Statistic:
+    check_pairs(hypotheses, references)
+    rows = []
+    for said, shown in ((named(hyp), named(ref)) for hyp, ref in zip(hypotheses, references, strict=True)):
+        rows.append((len(said & shown), len(said - shown), len(shown - said)))
     return Statistic(np.array(rows), f1)
 
 

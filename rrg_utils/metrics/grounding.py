@@ -33,6 +33,12 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Pixels in both boolean masks (H, W) over pixels in either; NaN if both are empty. It follows from `dice`."""
+    overlap = dice(a, b)
+    return overlap / (2 - overlap)
+
+
 def pointing_game(heat: np.ndarray, mask: np.ndarray) -> float:
     """1 if the hottest pixel of a map (H, W) lies in the mask, else 0 (Zhang et al. 2018, without their margin).
 
