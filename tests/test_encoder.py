@@ -131,7 +131,7 @@ def test_pretraining_lowers_the_loss_and_says_how_it_was_made(tmp_path, monkeypa
     monkeypatch.setattr("rrg_utils.vision.pretrain.load_dataset", partial(load_dataset, limit=24))
     path = pretrain("mamba", studies=32, epochs=2, seed=3)
     card = json.loads(path.with_suffix(".json").read_text())
-    assert card["command"] == "rrg pretrain mamba --studies 32 --epochs 2 --seed 3"
+    assert card["command"] == "rrg pretrain mamba --studies 32 --epochs 2 --seed 3 --lr 0.001"
     assert card["training loss"][1] < card["training loss"][0]
     assert load_detector("mamba", folder=tmp_path).encoder.scan == "vim"
     assert pretrain("mamba", studies=32, epochs=2, seed=3) == path  # finished: nothing is trained again
