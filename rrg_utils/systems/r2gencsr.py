@@ -11,7 +11,7 @@ Ours. The projector is an MLP aligned beforehand (`rrg_utils.systems.projector`)
 image becomes the mean of its projected tokens: behind a linear layer that is the projected global vector, so for the
 paper's projector it is the same. With `grid` above 1 the mean is taken in cells, so that a residual can say where.
 Before the real reports, every variant reads as many rendered studies with composed reports as the projector was aligned
-on: 2,069 reports alone are too few to learn what a context is for.
+on, so that what it learns of contexts does not rest on 2,069 reports alone.
 """
 
 import json
@@ -237,7 +237,10 @@ class R2GenCSR(ReportGenerator):
         return super().loss(batch, self.config.word_dropout if word_dropout is None else word_dropout)
 
     def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Train on the real reports; the epoch with the lowest validation loss is kept. Contexts come from `train`."""
+        """Train on composed and then on the real reports, of which the epoch with the lowest validation loss is kept.
+
+        Contexts come from `train`.
+        """
         config = self.config
         if config.align_studies:
             self.projector.load_state_dict(aligned_projector(_alignment(config)))

@@ -386,7 +386,7 @@ class TRRG(ReportGenerator):
         return out
 
     def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Stage 2: mapper, clue mapper and interaction learn from the real reports, everything else is frozen.
+        """Stage 2: mapper, clue mapper and interaction learn from composed and then real reports, the rest is frozen.
 
         The epoch with the lowest cross-entropy on the validation reports is kept.
         """

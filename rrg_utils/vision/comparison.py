@@ -53,7 +53,9 @@ def learning_rate(name: str, *, studies: int = 8000, epochs: int = 1, size: int 
             found[f"{rate:g}"] = round(float(np.nanmean(auroc(val.labels, predict(detector, val.films.images)))), 4)
         kept = wanted | {"validation macro AUROC": found}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(kept, indent=1) + "\n")
+        temporary.replace(path)
     values = kept["validation macro AUROC"]
     return float(max(values, key=values.get))
 
