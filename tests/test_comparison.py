@@ -1,13 +1,14 @@
 """The comparison of encoders: AUROC against scikit-learn, bootstrap, kept runs; and the counting of cost."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from rrg_utils.data import ABNORMALITIES
+from rrg_utils.data import ABNORMALITIES, load_dataset
 from rrg_utils.errors import RRGError
 from rrg_utils.vision import comparison, cost
 from rrg_utils.vision.comparison import auroc, draws, macro
@@ -85,6 +86,29 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
     (tmp_path / "vit-seed0.npz").write_bytes(b"PK")
     with pytest.raises(RRGError, match="damaged"):
         comparison.runs()
+
+
+def test_the_learning_rate_is_the_best_on_validation_films(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "FOLDER", tmp_path)
+    monkeypatch.setattr("rrg_utils.vision.pretrain.cache_dir", lambda: tmp_path)
+    for module in ("comparison", "pretrain"):
+        monkeypatch.setattr(f"rrg_utils.vision.{module}.load_dataset", partial(load_dataset, limit=24))
+    chosen = comparison.learning_rate("cnn", studies=32)
+    path = tmp_path / "cnn-rates.json"
+    values = json.loads(path.read_text())["validation macro AUROC"]
+    assert [float(rate) for rate in values] == list(comparison.RATES)
+    assert values[f"{chosen:g}"] == max(values.values())
+
+    def trained_again(*_, **__):
+        raise AssertionError("the kept rates were not used")
+
+    monkeypatch.setattr(comparison, "train", trained_again)
+    assert comparison.learning_rate("cnn", studies=32) == chosen
+    with pytest.raises(AssertionError):  # of another recipe
+        comparison.learning_rate("cnn", studies=32, epochs=2)
+    path.write_text("{")
+    with pytest.raises(RRGError, match=r"cnn-rates\.json is damaged"):
+        comparison.learning_rate("cnn", studies=32)
 
 
 @pytest.mark.skipif(not comparison.FOLDER.is_dir(), reason="no results/encoders/: rrg compare makes them")

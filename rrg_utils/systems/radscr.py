@@ -44,11 +44,11 @@ from torch.nn import functional as F
 
 from rrg_utils import training
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import annotation, composed, synthetic
+from rrg_utils.data import annotation, composed, rendered, synthetic
 from rrg_utils.data.abnormalities import ABNORMALITIES, REGION_OF
 from rrg_utils.data.anatomy import REGIONS
-from rrg_utils.data.composed import Composer
-from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset, render_films
+from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
+from rrg_utils.data.rendered import rendered_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import contradiction, mentions
 from rrg_utils.language.sentences import load_sentence_encoder
@@ -686,14 +686,10 @@ def rendered_examples(config: RadSCRConfig) -> list[Example]:
     """Rendered studies with composed reports, the first of those that align the projector: they exist anyway."""
     if not config.composed:
         return []
-    studies = alignment_studies(max(config.composed, Alignment.studies))
-    films = render_films(studies, config.size)
-    seen = films.images if config.train_encoder else film_tokens(films, config.encoder, config.size)
-    composer, rng = Composer(indiana().train), np.random.default_rng([43])
-    return [
-        Example(tokens, label_vector(study), tuple(statements(composer.compose(study, rng))), True)
-        for tokens, study in zip(seen[: config.composed], studies[: config.composed], strict=True)
-    ]
+    data = rendered_studies(alignment_studies(max(config.composed, Alignment.studies)), config.size)
+    seen = data.films.images if config.train_encoder else film_tokens(data.films, config.encoder, config.size)
+    rows = zip(seen[: config.composed], data.labels, data.texts, strict=False)
+    return [Example(tokens, labels, tuple(statements(text)), True) for tokens, labels, text in rows]
 
 
 def train_all(configs: Sequence[RadSCRConfig]) -> None:
@@ -786,6 +782,7 @@ _CODE = [
     sentence_library,
     contrastive,
     composed,
+    rendered,
     synthetic,
     training,
     annotation,

@@ -50,7 +50,7 @@ def learning_rate(name: str, *, studies: int = 8000, epochs: int = 1, size: int 
         found = {}
         for rate in RATES:
             detector, _ = train(name, studies=studies, epochs=epochs, size=size, lr=rate)
-            found[f"{rate:g}"] = round(float(np.nanmean(auroc(val.labels, predict(detector, val.films.images)))), 4)
+            found[f"{rate:g}"] = round(float(np.nanmean(auroc(val.labels, predict(detector, val.images)))), 4)
         kept = wanted | {"validation macro AUROC": found}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
