@@ -1,12 +1,12 @@
 """The papers' claims, what we measured for each, and the verdict that follows from it.
 
 A notebook run writes its measurement to `results/<claim>/<profile>-seed<k>.json`; verdicts are computed from those
-files and typed nowhere. A claim that does not hold here is a result like any other.
+files, over the training seeds, and typed nowhere. A claim that does not hold here is a result like any other.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import rrg_utils
 from rrg_utils.errors import RRGError
+from rrg_utils.metrics.statistics import over_seeds
 
 RESULTS = Path(rrg_utils.__file__).resolve().parents[1] / "results"
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not tested")
@@ -21,7 +22,10 @@ VERDICTS = ("reproduced", "contradicted", "inconclusive", "not tested")
 
 @dataclass(frozen=True)
 class Claim:
-    """A testable claim. `effect` says what number decides, `direction` the sign the paper predicts for it."""
+    """A claim of a paper. `effect` says what number decides, `direction` the sign the paper predicts for it.
+
+    `not_here` says why nothing is measured for it; a measurement, once there, counts all the same.
+    """
 
     id: str
     paper: str
@@ -29,7 +33,23 @@ class Claim:
     rests_on: str
     effect: str
     direction: int
-    notebook: str
+    notebook: str = ""
+    not_here: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the recorded measurements say of a claim: effect with its 95 % interval (NaN where there is none).
+
+    `seeds` counts training seeds; `reason` says why a claim is not tested and is empty otherwise.
+    """
+
+    effect: float
+    low: float
+    high: float
+    verdict: str
+    seeds: int
+    reason: str = ""
 
 
 CLAIMS = {
@@ -99,6 +119,15 @@ CLAIMS = {
             notebook="07_topic_decomposition",
         ),
         Claim(
+            id="llava_ta.small_beats_large",
+            paper="llava_ta",
+            statement="a model of 7 billion weights beats one of 84 billion",
+            rests_on="RadGraph 34.3 against 26.7 (Med-PaLM M), on other references",
+            effect="RadGraph F1 of the smaller model minus that of the larger, on the same references",
+            direction=1,
+            not_here="needs an 84 B model; a reading check: the two rows are scored on different references",
+        ),
+        Claim(
             id="llava_ta.decomposition_faithful",
             paper="llava_ta",
             statement="a report that is decomposed and joined again keeps its content",
@@ -144,6 +173,16 @@ CLAIMS = {
             notebook="04_mamba_vs_swin",
         ),
         Claim(
+            id="r2gencsr.mamba_faster",
+            paper="r2gencsr",
+            statement="a Mamba encoder takes less time",
+            rests_on="31.2 against 77.8 minutes (CXPMRG-Bench, phase not stated)",
+            effect="log10 of the minutes with Swin over those with Mamba",
+            direction=1,
+            notebook="04_mamba_vs_swin",
+            not_here="the paper's minutes are a GPU's; notebook 04 shows seconds on a CPU, which do not decide",
+        ),
+        Claim(
             id="r2gencsr.mamba_matches_swin",
             paper="r2gencsr",
             statement="a Mamba encoder reads films as well as a Swin Transformer of its size",
@@ -169,6 +208,55 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from context images as they are to residuals",
             direction=1,
             notebook="05_residual_retrieval",
+        ),
+        Claim(
+            id="r2gencsr.retrieval_matters",
+            paper="r2gencsr",
+            statement="context helps because it is chosen: diseased and normal films must differ",
+            rests_on="no number; the released code draws the same films for all studies",
+            effect="fall of the loss (in nats per finding-bearing token) from same-set contexts to nearest ones",
+            direction=1,
+            notebook="05_residual_retrieval",
+            not_here="notebook 05 compares the two arms and keeps no verdict",
+        ),
+        Claim(
+            id="r2gencsr.pos_and_neg_both_needed",
+            paper="r2gencsr",
+            statement="diseased and normal contexts both contribute",
+            rests_on="no number",
+            effect="fall of the loss (in nats per finding-bearing token) from the better single sign to both signs",
+            direction=1,
+            notebook="05_residual_retrieval",
+            not_here="no arm with contexts of one sign is trained",
+        ),
+        Claim(
+            id="r2gencsr.fewer_hallucinations",
+            paper="r2gencsr",
+            statement="context leads to fewer invented findings",
+            rests_on="no number: the words of an explainer, not of the paper",
+            effect="film precision with residuals of nearest contexts minus without context",
+            direction=1,
+            notebook="05_residual_retrieval",
+            not_here="notebook 05 scores invented and missed findings together (film F1) and keeps no verdict",
+        ),
+        Claim(
+            id="r2gencsr.context_gradient",
+            paper="r2gencsr",
+            statement="it matters whether gradients pass through the contexts (our question, from the code)",
+            rests_on="no number: the released code stops them, the paper does not discuss it",
+            effect="fall of the loss (in nats per finding-bearing token) from stopped gradients to passed ones",
+            direction=1,
+            notebook="05_residual_retrieval",
+            not_here="no two arms differ in this alone",
+        ),
+        Claim(
+            id="r2gencsr.end_mark_cut",
+            paper="r2gencsr",
+            statement="reports cut without an end mark in training make outputs long (our question, from the code)",
+            rests_on="no number: seen in the released code",
+            effect="words per report trained with cut reports minus trained with whole ones",
+            direction=1,
+            not_here="no arm is trained on cut reports",
         ),
         Claim(
             id="trrg.contrastive_pretraining_helps",
@@ -234,6 +322,16 @@ CLAIMS = {
             notebook="06_clue_injection",
         ),
         Claim(
+            id="trrg.queries_manage_redundancy",
+            paper="trrg",
+            statement="a few learnable queries do as well as all the clue tokens",
+            rests_on="no number",
+            effect="CE F1 with queries minus with all clue tokens, over training seeds",
+            direction=1,
+            notebook="06_clue_injection",
+            not_here="notebook 06 varies the number of queries on validation; no arm gets all the clue tokens",
+        ),
+        Claim(
             id="trrg.more_disease_content",
             paper="trrg",
             statement="clues make reports name more of the diseases that are there",
@@ -250,6 +348,15 @@ CLAIMS = {
             effect="recall of the rarer half of the observations of TRRG minus BASE, over training seeds",
             direction=1,
             notebook="06_clue_injection",
+        ),
+        Claim(
+            id="trrg.sota",
+            paper="trrg",
+            statement="TRRG is the best system on both data sets",
+            rests_on="Table 1: not in CIDEr and precision on MIMIC-CXR, and in METEOR alone on IU X-Ray",
+            effect="rank in the paper's own table",
+            direction=1,
+            not_here="a reading check of the table, not an experiment",
         ),
         Claim(
             id="radscr.critique_helps",
@@ -277,6 +384,16 @@ CLAIMS = {
             effect="recall of what the films show, with U minus without, over training seeds",
             direction=1,
             notebook="08_self_critique",
+        ),
+        Claim(
+            id="radscr.neg_alone_worse_than_all",
+            paper="radscr",
+            statement="removing C_Neg alone hurts more than removing all critiques (an oddity of the table)",
+            rests_on="ablation (ii): CheXbert F1 .491 without C_Neg, .545 without any",
+            effect="F1-rule micro-14 with no critiques at test minus with all but C_Neg, over training seeds",
+            direction=1,
+            notebook="08_self_critique",
+            not_here="notebook 08 shows both arms and keeps no verdict",
         ),
         Claim(
             id="radscr.prototypes_organise",
@@ -359,6 +476,80 @@ CLAIMS = {
             direction=1,
             notebook="08_self_critique",
         ),
+        Claim(
+            id="radscr.grounding_is_the_bottleneck",
+            paper="radscr",
+            statement="grounding matters more than the size of the decoder",
+            rests_on="CheXbert F1 .610 with 4 B weights against .621 (MAIRA-2, 7 B)",
+            effect="CE-Abn lost by worse grounding minus that lost by a smaller decoder",
+            direction=1,
+            not_here="needs decoders of several billion weights; ours only orders sentences",
+        ),
+        Claim(
+            id="radscr.cross_dataset",
+            paper="radscr",
+            statement="the system works on other hospitals' data",
+            rests_on="ReXGradient and IU X-Ray, no number",
+            effect="CE-Abn minus that of the nearest training report, on another hospital's films",
+            direction=1,
+            not_here="needs the images of ReXGradient; of our arms none is run on the portable films",
+        ),
+        Claim(
+            id="llava_rad.small_model_competes",
+            paper="llava_rad",
+            statement="a model of 7 billion weights competes with far larger ones",
+            rests_on="micro-14 57.3 against 53.6 (Med-PaLM M) and 35.5 (GPT-4V); macro-14 39.5, 39.8 and 20.4",
+            effect="micro F1-14 of the smaller model minus that of the larger",
+            direction=1,
+            not_here="needs MIMIC-CXR and models of 7 to 84 B weights",
+        ),
+        Claim(
+            id="llava_rad.chexprompt_agrees",
+            paper="llava_rad",
+            statement="GPT-4's error counts are as close to radiologists as another radiologist's",
+            rests_on="mean absolute difference .55 against .71",
+            effect="difference of a left-out radiologist minus that of GPT-4, in errors per report",
+            direction=1,
+            not_here="needs GPT-4 and the counts of physicians",
+        ),
+        Claim(
+            id="llava_rad.indication_in_prompt",
+            paper="llava_rad",
+            statement="part of the score comes from the indication in the prompt (our question)",
+            rests_on="no number: the released prompt holds the indication",
+            effect="fact F1 with the indication minus without",
+            direction=1,
+            not_here="none of our models is shown an indication",
+        ),
+        Claim(
+            id="common.constant_report_rivals",
+            paper="common",
+            statement="one fixed report reaches the BLEU-4 published for IU X-Ray (our question)",
+            rests_on="TRRG .151 BLEU-4, .377 ROUGE-L",
+            effect="BLEU-4 of the best constant report minus .151",
+            direction=1,
+            notebook="02_how_reports_are_scored",
+            not_here="notebook 02 draws the comparison and keeps no verdict",
+        ),
+        Claim(
+            id="common.reference_cut_matters",
+            paper="common",
+            statement="cutting references and mapping rare words changes the scores (our question)",
+            rests_on="no number of the papers",
+            effect="largest change of BLEU-4 by such a switch minus 0.005",
+            direction=1,
+            notebook="02_how_reports_are_scored",
+            not_here="notebook 02 shows the switches one by one and keeps no verdict",
+        ),
+        Claim(
+            id="common.seed_noise_vs_gain",
+            paper="common",
+            statement="published gains of .003 to .01 lie within the noise between training seeds (our question)",
+            rests_on="no ablation of the papers has seeds or intervals",
+            effect="standard deviation of CE F1 between training seeds minus .01",
+            direction=1,
+            not_here="no number decides it: the spreads over seeds stand in notebooks 06 to 08",
+        ),
     )
 }
 
@@ -392,27 +583,95 @@ def judge(direction: int, low: float, high: float) -> str:
     return "inconclusive"
 
 
-def record(claim_id: str, profile: str, seed: int, effect: float, interval: Sequence[float], **details) -> Path:
-    """Write one measurement: the deciding effect with its interval, and whatever else a reader may want."""
+def record(
+    claim_id: str, profile: str, seed: int, effect: float, interval: Sequence[float] | None = None, **details
+) -> Path:
+    """Write one measurement: the deciding effect, its interval, and whatever else a reader may want.
+
+    The interval is over test reports. Without one the training seed is the unit: see `record_seeds` and `verdict`.
+    """
     path = RESULTS / claim(claim_id).id / f"{profile}-seed{seed}.json"
+    if not math.isfinite(effect):
+        raise RRGError(f"{claim_id}, seed {seed}: an effect of {effect} is no measurement, do not record it")
+    content = {"claim": claim_id, "profile": profile, "seed": seed, "effect": round(float(effect), 5)}
+    if interval is not None:
+        low, high = map(float, interval)
+        content["interval"] = [round(low, 5), round(high, 5)]
+        content["verdict"] = judge(CLAIMS[claim_id].direction, low, high)
     path.parent.mkdir(parents=True, exist_ok=True)
-    low, high = map(float, interval)
-    content = {
-        "claim": claim_id,
-        "profile": profile,
-        "seed": seed,
-        "effect": round(float(effect), 5),
-        "interval": [round(low, 5), round(high, 5)],
-        "verdict": judge(CLAIMS[claim_id].direction, low, high),
-        **details,
-    }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(json.dumps(content | details, indent=1) + "\n")
     temporary.replace(path)
     return path
 
 
+def record_seeds(claim_id: str, profile: str, effects: Mapping[int, float], **details) -> list[Path]:
+    """Write the effect of every training seed, {seed: effect}: `verdict` takes the interval over them."""
+    if not effects:
+        raise RRGError(f"{claim_id}: there is no seed to record")
+    return [record(claim_id, profile, seed, effect, **details) for seed, effect in effects.items()]
+
+
 def measured(claim_id: str, profile: str = "cpu") -> list[dict]:
-    """What was measured for a claim at a profile, one entry per seed."""
+    """What was measured for a claim at a profile, one entry per file, in order of seed."""
     folder = RESULTS / claim(claim_id).id
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{profile}-seed*.json"))]
+    return sorted((_read(path, claim_id) for path in folder.glob(f"{profile}-seed*.json")), key=lambda e: e["seed"])
+
+
+def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
+    """The verdict on a claim over everything recorded for it at a profile.
+
+    Effects without intervals are one value per training seed: Student's interval of their mean (two seeds at least).
+    An effect with an interval (over test reports) counts as it stands. Several of them, one per training seed, get
+    their mean and the half-width sqrt(t^2 + r^2), t Student's over the seeds and r the mean half-width over reports.
+    That sum is ours: the test reports are the same for every seed, so more seeds make t smaller and not r.
+
+    Raises RRGError for a damaged file and for files that do and do not have intervals side by side.
+    """
+    wanted = claim(claim_id)
+    found = measured(claim_id, profile)
+    if not found:
+        nothing = f"run notebook {wanted.notebook[:2]}" if not wanted.not_here else wanted.not_here
+        return Verdict(math.nan, math.nan, math.nan, "not tested", 0, nothing)
+    intervals = [entry["interval"] for entry in found if "interval" in entry]
+    if intervals and len(intervals) < len(found):
+        raise RRGError(
+            f"results/{claim_id} mixes {profile} files with and without an interval: "
+            f"delete them and run notebook {wanted.notebook[:2]} again"
+        )
+    across = over_seeds([entry["effect"] for entry in found])
+    seeds, effect, low, high = len(found), across.mean, across.low, across.high
+    if len(intervals) == 1:
+        seeds, (low, high) = _seeds_within(found[0]), intervals[0]
+    elif intervals:
+        over_reports = sum(above - below for below, above in intervals) / (2 * len(intervals))
+        half = math.hypot((across.high - across.low) / 2, over_reports)
+        low, high = effect - half, effect + half
+    reason = "" if not math.isnan(low + high) else "one seed has no spread" if not intervals else "no interval"
+    return Verdict(effect, low, high, judge(wanted.direction, low, high), seeds, reason)
+
+
+def _seeds_within(entry: dict) -> int:
+    """The number of training seeds that an entry already holds: a list of them, or how many of each system."""
+    inside = entry.get("seeds", 1)
+    return min(inside.values()) if isinstance(inside, dict) else len(inside) if isinstance(inside, list) else inside
+
+
+def _read(path: Path, claim_id: str) -> dict:
+    """One result file, checked."""
+    try:
+        entry = json.loads(path.read_text())
+        if entry["claim"] != claim_id:
+            raise ValueError(f"it is of {entry['claim']}")
+        if not math.isfinite(entry["effect"]) or not isinstance(entry["seed"], int):
+            raise ValueError("no effect or no seed")
+        if "interval" in entry:
+            low, high = entry["interval"]
+            if low > high:
+                raise ValueError("its interval is upside down")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RRGError(
+            f"results/{claim_id}/{path.name} is damaged ({type(error).__name__}: {error}): "
+            f"delete it and run notebook {CLAIMS[claim_id].notebook[:2]} again"
+        ) from None
+    return entry

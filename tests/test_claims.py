@@ -1,11 +1,43 @@
 """Claims, verdicts and result files."""
 
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rrg_utils import claims
 from rrg_utils.errors import RRGError
+from rrg_utils.metrics import over_seeds
+
+UP, DOWN = "trrg.dci_helps", "llava_ta.narrative_bias"  # claims of a rise and of a fall
+EFFECTS = st.lists(st.integers(-400, 400).map(lambda i: i / 1000), min_size=2, max_size=6)
+HALVES = st.lists(st.integers(0, 300).map(lambda i: i / 1000), min_size=6, max_size=6)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty results folder."""
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """The verdict on effects, one per seed, with half-widths over reports or without."""
+
+    def verdict(effects, halves=None, name=UP):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(claims, "RESULTS", tmp_path_factory.mktemp("pooled"))
+            if halves is None:
+                claims.record_seeds(name, "cpu", dict(enumerate(effects)))
+            else:
+                for seed, (effect, half) in enumerate(zip(effects, halves, strict=False)):
+                    claims.record(name, "cpu", seed, effect, (effect - half, effect + half))
+            return claims.verdict(name)
+
+    return verdict
 
 
 @pytest.mark.parametrize(
@@ -29,17 +61,144 @@ def test_an_upside_down_interval_is_refused():
         claims.judge(1, 0.3, 0.1)
 
 
-def test_results_are_written_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "RESULTS", tmp_path)
-    name = "llava_ta.narrative_bias"
-    for seed in (0, 1):
-        claims.record(name, "cpu", seed, -0.2, (-0.3, -0.1), reports=250)
-    found = claims.measured(name)
-    assert [entry["seed"] for entry in found] == [0, 1]
+def test_results_are_written_and_read_back(results):
+    for seed in (10, 0, 2):
+        claims.record(DOWN, "cpu", seed, -0.2, (-0.3, -0.1), reports=250)
+    found = claims.measured(DOWN)
+    assert [entry["seed"] for entry in found] == [0, 2, 10], "in order of seed, not of name"
     assert found[0]["verdict"] == "reproduced"
     assert found[0]["reports"] == 250
-    assert claims.measured(name, "smoke") == []
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert claims.measured(DOWN, "smoke") == []
+    assert not list(results.rglob("*.tmp"))
+
+
+def test_seeds_are_written_one_file_each_and_without_interval(results):
+    paths = claims.record_seeds(UP, "cpu", {0: 0.1, 3: 0.2}, reports=9)
+    assert [path.name for path in paths] == ["cpu-seed0.json", "cpu-seed3.json"]
+    for entry in claims.measured(UP):
+        assert not {"interval", "verdict"} & set(entry), "one seed decides nothing"
+        assert entry["reports"] == 9
+
+
+# --- the verdict over seeds ---
+
+
+def test_nothing_measured_is_not_tested_and_says_why(results):
+    found = claims.verdict(UP)
+    assert (found.verdict, found.seeds, found.reason) == ("not tested", 0, "run notebook 06")
+    assert math.isnan(found.effect)
+    assert claims.verdict("llava_ta.small_beats_large").reason.startswith("needs an 84 B model")
+
+
+def test_what_is_measured_counts_even_where_nothing_was_expected(results):
+    claims.record("llava_ta.small_beats_large", "cpu", 0, 0.2, (0.1, 0.3))
+    assert claims.verdict("llava_ta.small_beats_large").verdict == "reproduced"
+
+
+def test_one_seed_with_an_interval_counts_as_it_stands(results):
+    claims.record(DOWN, "cpu", 4, -0.2, (-0.35, -0.1))
+    assert claims.verdict(DOWN) == claims.Verdict(-0.2, -0.35, -0.1, "reproduced", 1)
+
+
+def test_one_seed_without_an_interval_is_not_tested(results):
+    claims.record_seeds(UP, "cpu", {0: 0.3})
+    found = claims.verdict(UP)
+    assert (found.verdict, found.effect, found.seeds, found.reason) == ("not tested", 0.3, 1, "one seed has no spread")
+
+
+def test_seeds_without_intervals_get_student_s(results):
+    claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.4})
+    found, wanted = claims.verdict(UP), over_seeds([0.1, 0.2, 0.4])
+    assert (found.effect, found.low, found.high) == (wanted.mean, wanted.low, wanted.high)
+    assert (found.verdict, found.seeds) == ("inconclusive", 3)
+
+
+def test_seeds_with_intervals_get_both_spreads(pooled):
+    """By hand: effects .1 and .3 have Student's half-width 12.706 * .1414 / 1.414 = 1.2706; .3 and .5 mean .4."""
+    found = pooled([0.1, 0.3], [0.3, 0.5])
+    assert found.effect == pytest.approx(0.2)
+    assert found.high - found.effect == pytest.approx((1.2706**2 + 0.4**2) ** 0.5, abs=1e-4)
+    assert found.effect - found.low == pytest.approx(found.high - found.effect)
+    assert (found.verdict, found.seeds) == ("inconclusive", 2)
+
+
+def test_an_interval_that_already_holds_its_seeds_keeps_them(results):
+    claims.record(UP, "cpu", 0, 0.1, (0.05, 0.15), seeds=[0, 1, 2], arms={})
+    assert claims.verdict(UP) == claims.Verdict(0.1, 0.05, 0.15, "reproduced", 3)
+    claims.record(UP, "cpu", 0, 0.1, (0.05, 0.15), seeds={"Swin": 5, "Vim": 3})
+    assert claims.verdict(UP).seeds == 3
+
+
+@given(EFFECTS, st.integers(0, 300))
+def test_the_verdict_is_monotone_in_the_effect(pooled, effects, shift):
+    order = {"contradicted": 0, "inconclusive": 1, "reproduced": 2}
+    before, after = pooled(effects), pooled([effect + shift / 1000 for effect in effects])
+    assert after.effect >= before.effect
+    assert order[after.verdict] >= order[before.verdict]
+
+
+@given(EFFECTS, HALVES, st.booleans())
+def test_turned_over_effects_of_a_turned_over_claim_get_the_same_verdict(pooled, effects, halves, with_halves):
+    halves = halves if with_halves else None
+    rise, fall = pooled(effects, halves, UP), pooled([-effect for effect in effects], halves, DOWN)
+    assert rise.verdict == fall.verdict
+    assert (rise.low, rise.high) == pytest.approx((-fall.high, -fall.low))
+
+
+@given(EFFECTS, HALVES)
+def test_the_pooled_interval_is_never_narrower_than_either_part(pooled, effects, halves):
+    both = pooled(effects, halves)
+    across = over_seeds(effects)
+    over_reports = sum(halves[: len(effects)]) / len(effects)
+    half = (both.high - both.low) / 2
+    assert both.effect == pytest.approx(across.mean)
+    assert half >= over_reports - 1e-4  # results are kept with five digits
+    assert half >= (across.high - across.low) / 2 - 1e-4
+    assert half <= over_reports + (across.high - across.low) / 2 + 1e-4
+
+
+# --- what cannot be used ---
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"claim": ',
+        "[]",
+        '{"claim": "trrg.dci_helps", "seed": 0}',
+        '{"claim": "trrg.cmci_helps", "seed": 0, "effect": 1}',
+        '{"claim": "trrg.dci_helps", "seed": 0, "effect": NaN}',
+        '{"claim": "trrg.dci_helps", "seed": 0, "effect": "high"}',
+        '{"claim": "trrg.dci_helps", "seed": 0, "effect": 1, "interval": [2, 1]}',
+        '{"claim": "trrg.dci_helps", "seed": 0, "effect": 1, "interval": [2]}',
+    ],
+)
+def test_a_damaged_result_is_one_line_that_names_the_file(results, content):
+    (results / UP).mkdir()
+    (results / UP / "cpu-seed0.json").write_text(content)
+    with pytest.raises(
+        RRGError, match=r"results/trrg\.dci_helps/cpu-seed0\.json is damaged.*run notebook 06"
+    ) as caught:
+        claims.verdict(UP)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_with_and_without_intervals_are_not_mixed(results):
+    claims.record(UP, "cpu", 0, 0.1, (0.05, 0.15), seeds=[0, 1, 2])
+    claims.record_seeds(UP, "cpu", {1: 0.1, 2: 0.2})
+    with pytest.raises(RRGError, match="mixes cpu files with and without an interval"):
+        claims.verdict(UP)
+
+
+def test_no_measurement_is_not_recorded(results):
+    with pytest.raises(RRGError, match="seed 1: an effect of nan"):
+        claims.record_seeds(UP, "cpu", {1: float("nan")})
+    with pytest.raises(RRGError, match="no seed"):
+        claims.record_seeds(UP, "cpu", {})
+    assert not list(results.rglob("*"))
+
+
+# --- the list ---
 
 
 def test_unknown_claims_are_refused_by_name():
@@ -48,12 +207,16 @@ def test_unknown_claims_are_refused_by_name():
 
 
 @pytest.mark.parametrize("claim", claims.CLAIMS.values(), ids=lambda claim: claim.id)
-def test_every_claim_names_a_paper_and_a_notebook_that_exist(claim):
-    assert claim.paper in claims.papers()
-    assert claim.id.startswith(claim.paper)
-    folders = (claims.RESULTS.parent / name for name in ("notebooks", "drafts"))
-    assert any((folder / f"{claim.notebook}.ipynb").is_file() for folder in folders)
+def test_every_claim_names_a_paper_and_the_notebook_that_records_it(claim):
+    assert claim.paper in {*claims.papers(), "common"}
+    assert claim.id.startswith(f"{claim.paper}.")
     assert claim.direction in (-1, 1)
+    assert claim.notebook or claim.not_here
+    folders = [claims.RESULTS.parent / name for name in ("notebooks", "drafts")]
+    sources = [path.read_text() for folder in folders for path in folder.glob(f"{claim.notebook or '-'}.ipynb")]
+    assert bool(sources) == bool(claim.notebook)
+    if not claim.not_here:
+        assert any(claim.id.split(".")[1] in source for source in sources), "no notebook records it: say why not"
 
 
 def test_committed_results_agree_with_their_verdicts():
@@ -61,8 +224,16 @@ def test_committed_results_agree_with_their_verdicts():
     assert paths, "no results are committed"
     for path in paths:
         entry = json.loads(path.read_text())
-        direction = claims.claim(entry["claim"]).direction
-        assert entry["verdict"] == claims.judge(direction, *entry["interval"])
         assert path.parent.name == entry["claim"]
-        low, high = entry["interval"]
-        assert low <= entry["effect"] <= high
+        if "interval" in entry:
+            low, high = entry["interval"]
+            assert entry["verdict"] == claims.judge(claims.claim(entry["claim"]).direction, low, high)
+            assert low <= entry["effect"] <= high
+
+
+@pytest.mark.parametrize("name", claims.CLAIMS)
+def test_every_claim_has_a_verdict_and_a_reason_if_it_is_not_tested(name):
+    found = claims.verdict(name)
+    assert found.verdict in claims.VERDICTS
+    assert bool(found.reason) == (found.verdict == "not tested")
+    assert math.isnan(found.low) or found.low <= found.effect <= found.high
