@@ -212,8 +212,8 @@ def test_every_claim_names_a_paper_and_the_notebook_that_records_it(claim):
     assert claim.id.startswith(f"{claim.paper}.")
     assert claim.direction in (-1, 1)
     assert claim.notebook or claim.not_here
-    folders = [claims.RESULTS.parent / name for name in ("notebooks", "drafts")]
-    sources = [path.read_text() for folder in folders for path in folder.glob(f"{claim.notebook or '-'}.ipynb")]
+    notebooks = claims.RESULTS.parent / "notebooks"
+    sources = [path.read_text() for path in notebooks.glob(f"{claim.notebook or '-'}.ipynb")]
     assert bool(sources) == bool(claim.notebook)
     if not claim.not_here:
         assert any(claim.id.split(".")[1] in source for source in sources), "no notebook records it: say why not"
