@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test lint readme clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test    install if needed, then lint, tests and nbval on the notebooks"
 	@echo "make setup   only install, into $(VENV)"
 	@echo "make lint    ruff alone"
+	@echo "make readme  renew the scorecard and the pictures of README.md from results/ and notebooks/"
 	@echo "make clean   remove $(VENV), runs and figures (the cache stays: rm -r ~/.cache/rrg, or RRG_CACHE, for that)"
 	@echo "PYTHON=python3.12 make setup chooses the interpreter"
 
@@ -48,6 +49,9 @@ test: lint
 	@$(BIN)/python -m pytest
 	@$(BIN)/python -m pytest -x --durations=5 --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout $(CELL_TIMEOUT) $(NOTEBOOKS)
+
+readme: setup
+	@$(BIN)/rrg scorecard --markdown --write README.md
 
 clean:
 	rm -rf $(VENV) runs figures build *.egg-info

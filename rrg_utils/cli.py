@@ -51,10 +51,20 @@ def run_command(
     commit: Annotated[
         bool, typer.Option("--commit", help="Developers: also refresh the outputs committed under notebooks/.")
     ] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds to run each over, instead of one.")] = None,
+    claims: Annotated[bool, typer.Option("--claims", help="With --seeds: only notebooks that test a claim.")] = False,
 ) -> None:
     """Run notebooks in order, all of them by default; go on where an interrupted run stopped."""
     from rrg_utils import runner
 
+    if claims and not seeds:
+        raise RRGError("--claims goes with --seeds N: how many training seeds?")
+    if seeds:
+        if parameter or commit:
+            raise RRGError("--seeds goes without -p and --commit: it sets the seeds and leaves notebooks/ alone")
+        made = runner.run_seeds(names or (), profile, seeds, claims, output, fresh)
+        typer.echo(f"Made {len(made)} runs in {runner.show(made[0].parent)}; rrg scorecard shows the verdicts")
+        return
     made = runner.run(names or (), profile, parameter or (), output, fresh, commit)
     typer.echo(f"Made {len(made)} notebook{'s' * (len(made) != 1)} in {runner.show(made[0].parent)}")
 
@@ -65,17 +75,35 @@ def figure_command(
     profile: Profile = "cpu",
     listing: Annotated[bool, typer.Option("--list", help="List the figures and what each costs.")] = False,
 ) -> None:
-    """Re-run one figure of a paper and save it as a picture."""
+    """Re-run one figure or table of a paper and save it: PNG, SVG and its data as CSV, or CSV and Markdown."""
     from rrg_utils import runner
 
     if listing:
-        for identifier, path in runner.figures().items():
-            cost = runner.minutes(path.stem)
-            typer.echo(f"{identifier:24} {path.stem:28} {f'about {cost:g} min' if cost else ''}".rstrip())
+        for kind, known in (("figure", runner.figures()), ("table", runner.tables())):
+            for identifier, path in known.items():
+                typer.echo(f"{identifier:36} {kind:7} {path.stem:28} {runner.needs(path)}".rstrip())
     elif name is None:
         raise RRGError("name a figure; rrg figure --list shows them")
     else:
-        typer.echo(runner.show(runner.figure(name, profile)))
+        for path in runner.figure(name, profile):
+            typer.echo(runner.show(path))
+
+
+@app.command("scorecard")
+def scorecard_command(
+    profile: Profile = "cpu",
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a README.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Developers: renew scorecard and pictures of a README.")
+    ] = None,
+) -> None:
+    """Print every claim of the papers beside what was measured here, and the verdict."""
+    from rrg_utils import readme, scorecard
+
+    if write:
+        typer.echo("\n".join(readme.renew(write, profile)))
+    else:
+        typer.echo(scorecard.markdown(profile) if markdown else scorecard.text(profile))
 
 
 @app.command()

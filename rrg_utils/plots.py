@@ -64,5 +64,5 @@ def band(
 ):
     """A line with its interval as a shaded band. intervals: (low, high) for each x."""
     low, high = np.array(intervals).T
-    axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, label=f"_{label}")  # kept by rrg figure
     axis.plot(x, values, color=colour, label=label, marker="o", markersize=4, **line)

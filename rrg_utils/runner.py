@@ -5,7 +5,6 @@ went in (cells, parameters, package source, weights). While both are there and t
 """
 
 import ast
-import base64
 import difflib
 import hashlib
 import json
@@ -13,9 +12,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from rrg_utils.errors import RRGError
 
 PACKAGE = Path(__file__).parent
-FIGURE_TAG = "figure:"
+FIGURE_TAG, TABLE_TAG = "figure:", "table:"
 
 
 def project_dir() -> Path:
@@ -65,9 +66,14 @@ def minutes(stem: str) -> float | None:
     return (_settings().get("minutes") or {}).get(stem)
 
 
+def cold_minutes(stem: str) -> float | None:
+    """Minutes more for each training seed whose models are not in the cache, where `profiles.yml` knows them."""
+    return (_settings().get("cold_minutes") or {}).get(stem)
+
+
 def declared_parameters(path: Path) -> dict[str, object]:
     """name -> default, from the one cell tagged `parameters`."""
-    cells = [cell for cell in _read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise RRGError(f"{path.name}: {len(cells)} cells are tagged `parameters`, there must be one")
     declared = {}
@@ -104,64 +110,106 @@ def run(
     if commit and (profile != "cpu" or settings):
         raise RRGError("--commit writes the committed outputs: it takes the cpu profile and no -p")
     output = Path(output) if output else root / "runs" / profile
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise RRGError(f"another rrg run is writing to {show(output)}: wait, or choose another --output") from None
-    except OSError as error:
-        raise RRGError(f"cannot write to the output folder {show(output)} ({error.strerror})") from None
-
     made = []
     source = _source_digest(root)
-    with lock:
+    with _writing_to(output):
         for number, path in enumerate(paths, 1):
-            label = f"[{number}/{len(paths)}] {path.stem}"
-            result = output / path.name
-            record = result.with_suffix(".json")
-            key = _hash([_cells(path), plan[path], profile, source])
-            if not fresh and result.exists() and _recorded(record) == key:
-                say(f"{label} ... up to date -> {show(result)}")
-            else:
-                seconds = _execute(path, result, plan[path], label)
-                _write(record, json.dumps({"key": key, "parameters": plan[path], "seconds": round(seconds)}, indent=1))
-                say(f"{label} ... ok {seconds:.0f} s -> {show(result)}")
+            job = _Job(path, output / path.name, plan[path], read(path))
+            _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)
             if commit:
-                _write(path, nbformat.writes(without_machine(_read(result))) + "\n")
-            made.append(result)
+                _write(path, nbformat.writes(without_machine(read(job.result))) + "\n")
+            made.append(job.result)
     return made
+
+
+def run_seeds(
+    names: Sequence[str] = (),
+    profile: str = "cpu",
+    seeds: int = 5,
+    only_claims: bool = False,
+    output: Path | None = None,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Run notebooks over the training seeds 0 to `seeds` - 1, so that verdicts have a spread; returns what was made.
+
+    A notebook with a parameter `seed` is run once for each, one with `seeds` once with all, any other once. Outputs go
+    to `runs/<profile>-seeds`. The expected time is said first. Each run is kept as soon as it is done, so the same
+    command goes on after a stop; a notebook that fails does not keep the others, and raises RRGError at the end.
+    `only_claims` leaves out the notebooks that test no claim.
+    """
+    from rrg_utils.claims import CLAIMS
+
+    root = project_dir()
+    paths = notebooks(names)
+    if only_claims:
+        testing = {claim.notebook for claim in CLAIMS.values() if not claim.not_here}
+        paths = [path for path in paths if path.stem in testing]
+        if not paths:
+            raise RRGError("none of these notebooks tests a claim")
+    output = Path(output) if output else root / "runs" / f"{profile}-seeds"
+    jobs = [job for path in paths for job in _seed_jobs(path, profile, seeds, output)]
+    source = _source_digest(root)
+    with _writing_to(output):
+        for path in paths:
+            if command := (_settings().get("seeds_from") or {}).get(path.stem):
+                say(f"{path.stem} takes its training seeds from `{command} {seeds}`: run that first")
+        say(_expected(jobs, profile, [job for job in jobs if fresh or not _is_up_to_date(job, profile, source)]))
+        failed = []
+        for number, job in enumerate(jobs, 1):
+            label = f"[{number}/{len(jobs)}] {job.result.stem}"
+            try:
+                _bring_up_to_date(job, profile, source, fresh, label, say)
+            except RRGError as error:
+                say(str(error))
+                failed.append(job.result.stem)
+    if failed:
+        raise RRGError(
+            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; the same command tries them again"
+        )
+    return [job.result for job in jobs]
 
 
 def figures() -> dict[str, Path]:
     """figure id -> the notebook that has the cell tagged `figure:<id>`."""
-    return {
-        tag.removeprefix(FIGURE_TAG): path
-        for path in notebooks()
-        for cell in _read(path).cells
-        for tag in cell.metadata.get("tags", [])
-        if tag.startswith(FIGURE_TAG)
-    }
+    return _tagged(FIGURE_TAG)
 
 
-def figure(name: str, profile: str = "cpu", say: Callable[[str], None] = print) -> Path:
-    """Run the notebook that makes a figure, unless its run is up to date, and save the picture under `figures/`."""
-    known = figures()
+def tables() -> dict[str, Path]:
+    """table id -> the notebook that has the cell tagged `table:<id>`, which leaves its data frame in `table`."""
+    return _tagged(TABLE_TAG)
+
+
+def needs(path: Path) -> str:
+    """What it takes to run a notebook: minutes, trainings, programs."""
+    warm, cold = minutes(path.stem), cold_minutes(path.stem)
+    words = [f"about {warm:g} min"] if warm else []
+    words += [f"{cold:g} min more for each training seed that is not in the cache"] if cold else []
+    words += ["Java for METEOR"] if "with_meteor" in declared_parameters(path) else []
+    return "; ".join(words)
+
+
+def figure(name: str, profile: str = "cpu", say: Callable[[str], None] = print) -> list[Path]:
+    """Make a figure (PNG, SVG and the data in CSV) or a table (CSV and Markdown) under `figures/`; returns the files.
+
+    A copy of its notebook is run in `runs/<profile>-figures`, unless that is up to date; it saves all it has.
+    """
+    known = figures() | tables()
     if name not in known:
         raise unknown("figure", name, known)
-    (executed,) = run([known[name].stem], profile, say=say)
-    pictures = [
-        out.data["image/png"]
-        for cell in _read(executed).cells
-        if FIGURE_TAG + name in cell.metadata.get("tags", [])
-        for out in cell.outputs
-        if "image/png" in out.get("data", {})
-    ]
-    if not pictures:
-        raise RRGError(f"{show(executed)}: the cell tagged {FIGURE_TAG}{name} drew no picture")
-    target = project_dir() / "figures" / (f"{name}.png" if profile == "cpu" else f"{name}.{profile}.png")
-    target.parent.mkdir(exist_ok=True)
-    _write(target, base64.b64decode(pictures[-1]))
-    return target
+    root, path = project_dir(), known[name]
+    ending = "" if profile == "cpu" else f".{profile}"
+    kinds = (".png", ".svg", ".csv") if name in figures() else (".csv", ".md")
+    files = [root / "figures" / f"{name}{ending}{kind}" for kind in kinds]
+    output = root / "runs" / f"{profile}-figures"
+    saving = _saving(read(path), os.path.relpath(root / "figures", path.parent), ending)
+    job = _Job(path, output / path.name, _plan([path], profile, [])[path], saving)
+    with _writing_to(output):
+        missing = not all(file.is_file() for file in files)
+        _bring_up_to_date(job, profile, _source_digest(root), missing, f"[1/1] {path.stem}", say)
+    if lost := [show(file) for file in files if not file.is_file()]:
+        raise RRGError(f"{path.name}: the cell tagged with {name} shows no figure with plt.show(), so no {lost[0]}")
+    return files
 
 
 def without_machine(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -191,6 +239,130 @@ def show(path: Path) -> str:
     """A path as a reader types it: relative to where they are, if it lies below."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: the notebook's path and content, the parameters to inject and where the executed copy goes.
+
+    new_seeds: training seeds beyond those of the notebook's defaults.
+    """
+
+    path: Path
+    result: Path
+    parameters: dict
+    notebook: nbformat.NotebookNode
+    new_seeds: int = 0
+
+
+@contextmanager
+def _writing_to(output: Path) -> Iterator[None]:
+    """The output folder, for one command at a time."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise RRGError(f"another rrg run is writing to {show(output)}: wait, or choose another --output") from None
+    except OSError as error:
+        raise RRGError(f"cannot write to the output folder {show(output)} ({error.strerror})") from None
+    with lock:
+        yield
+
+
+def _run_key(job: _Job, profile: str, source: str) -> str:
+    return _hash([_cells(job.notebook), job.parameters, profile, source])
+
+
+def _is_up_to_date(job: _Job, profile: str, source: str) -> bool:
+    return job.result.exists() and _recorded(job.result.with_suffix(".json")) == _run_key(job, profile, source)
+
+
+def _bring_up_to_date(
+    job: _Job, profile: str, source: str, fresh: bool, label: str, say: Callable[[str], None]
+) -> None:
+    """Run a job if what it is made from has changed since it was run, or anyway if it shall be `fresh`."""
+    if not fresh and _is_up_to_date(job, profile, source):
+        say(f"{label} ... up to date -> {show(job.result)}")
+        return
+    seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
+    record = {"key": _run_key(job, profile, source), "parameters": job.parameters, "seconds": round(seconds)}
+    _write(job.result.with_suffix(".json"), json.dumps(record, indent=1))
+    say(f"{label} ... ok {seconds:.0f} s -> {show(job.result)}")
+
+
+def _seed_jobs(path: Path, profile: str, seeds: int, output: Path) -> Iterator[_Job]:
+    """The runs of a notebook over training seeds."""
+    declared, notebook = declared_parameters(path), read(path)
+    if "seeds" in declared:
+        parameters = _plan([path], profile, [f"seeds={list(range(seeds))}"])[path]
+        new = len({*range(seeds)} - {*declared["seeds"]})
+        yield _Job(path, output / f"{path.stem}-seeds{seeds}.ipynb", parameters, notebook, new)
+    elif "seed" in declared and path.stem not in (_settings().get("seeds_from") or {}):
+        for seed in range(seeds):
+            parameters = _plan([path], profile, [f"seed={seed}"])[path]
+            result = output / f"{path.stem}-seed{seed}.ipynb"
+            yield _Job(path, result, parameters, notebook, int(seed != declared["seed"]))
+    else:
+        yield _Job(path, output / path.name, _plan([path], profile, [])[path], notebook)
+
+
+def _expected(jobs: Sequence[_Job], profile: str, pending: Sequence[_Job]) -> str:
+    """What lies ahead, in words: runs and minutes."""
+    words = f"{len(jobs)} run{'s' * (len(jobs) != 1)}, {len(jobs) - len(pending)} up to date"
+    if not pending:
+        return words
+    if profile != "cpu":
+        return f"{words}; no times are known for profile {profile}"
+    warm = sum(minutes(job.path.stem) or 0 for job in pending)
+    cold = sum((cold_minutes(job.path.stem) or 0) * job.new_seeds for job in pending)
+    words += f"; expected: {_duration(warm)} on two cores"
+    words += f", and up to {_duration(cold)} for models of new seeds" if cold else ""
+    stems = dict.fromkeys(job.path.stem for job in pending)
+    unknown_times = [stem for stem in stems if minutes(stem) is None]
+    untold = [job.path.stem for job in pending if job.new_seeds and cold_minutes(job.path.stem) is None]
+    words += f"; not known how long: {', '.join(unknown_times)}" if unknown_times else ""
+    words += f"; not known how long new seeds train: {', '.join(dict.fromkeys(untold))}" if untold else ""
+    return words
+
+
+def _duration(number: float) -> str:
+    hours, rest = divmod(round(number), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min"
+
+
+def _tagged(kind: str) -> dict[str, Path]:
+    """id -> notebook for the tags of one kind. RRGError if an id is given twice: its files would be the same."""
+    found: dict[str, tuple[str, Path]] = {}
+    for path in notebooks():
+        for cell in read(path).cells:
+            for tag in cell.metadata.get("tags", []):
+                if tag.startswith((FIGURE_TAG, TABLE_TAG)):
+                    name = tag.split(":", 1)[1]
+                    if name in found:
+                        raise RRGError(f"two cells are tagged with {name}: in {found[name][1].name} and {path.name}")
+                    found[name] = tag, path
+    return {name: path for name, (tag, path) in found.items() if tag.startswith(kind)}
+
+
+def _saving(notebook: nbformat.NotebookNode, folder: str, ending: str) -> nbformat.NotebookNode:
+    """The notebook with every tagged figure and table saved into a folder as it is shown."""
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            kind, _, name = tag.partition(":")
+            stem = f"{folder}/{name}{ending}"
+            use = "from rrg_utils import export as _export"
+            if f"{kind}:" == FIGURE_TAG:
+                cell.source = f"{use}\n\n_export.save_shown({stem!r})\n{cell.source}"
+            elif f"{kind}:" == TABLE_TAG:
+                if "table" not in _assigned(cell.source):
+                    raise RRGError(f"the cell tagged {tag} must leave its data frame in `table`")
+                cell.source = f"{cell.source}\n{use}\n\n_export.save_table(table, {stem!r})"
+    return notebook
+
+
+def _assigned(source: str) -> set[str]:
+    tree = ast.walk(ast.parse(source))
+    return {node.id for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def _settings() -> dict:
@@ -250,8 +422,8 @@ def _checked(name: str, value: object, default: object) -> object:
     return value
 
 
-def _execute(path: Path, result: Path, parameters: dict, label: str) -> float:
-    """Run one notebook into `result`, which is replaced only when it is complete. Returns seconds."""
+def _execute(path: Path, result: Path, parameters: dict, label: str, notebook: nbformat.NotebookNode) -> float:
+    """Run a notebook as if it lay at `path` into `result`, which is replaced only when complete. Returns seconds."""
     import papermill  # takes seconds to import, and a refused command does not need it
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -267,7 +439,7 @@ def _execute(path: Path, result: Path, parameters: dict, label: str) -> float:
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is reported here, in one line
     partial = result.with_suffix(".partial.ipynb")
-    status = _Status(label, len(_read(path).cells))
+    status = _Status(label, len(notebook.cells))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     start = time.monotonic()
@@ -275,7 +447,7 @@ def _execute(path: Path, result: Path, parameters: dict, label: str) -> float:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(
             papermill.execute_notebook,
-            path,
+            notebook,
             partial,
             parameters,
             kernel_name="python3",
@@ -359,15 +531,16 @@ def _file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _cells(path: Path) -> list:
-    return [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in _read(path).cells]
+def _cells(notebook: nbformat.NotebookNode) -> list:
+    return [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in notebook.cells]
 
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> nbformat.NotebookNode:
+    """A notebook as it lies on disk. RRGError if it is damaged."""
     try:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, UnicodeDecodeError):

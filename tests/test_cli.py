@@ -26,7 +26,7 @@ def test_help_needs_no_heavy_module():
 def test_help_lists_the_commands(root):
     done = rrg(root, "--help")
     assert done.returncode == 0
-    for command in ("run", "figure", "doctor", "pretrain", "compare", "extract", "data"):
+    for command in ("run", "figure", "scorecard", "doctor", "pretrain", "compare", "extract", "data"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
@@ -36,8 +36,12 @@ def test_help_lists_the_commands(root):
         (["run", "nonsense"], "rrg: unknown notebook 'nonsense'; known: 01_first, 02_second"),
         (["run", "--profile", "huge"], "rrg: unknown profile 'huge'; known: smoke, cpu"),
         (["run", "-p", "steps=x"], "rrg: parameter steps: 'x' is str, not int like the default 3"),
-        (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1"),
+        (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1, tiny.table1"),
         (["figure"], "rrg: name a figure; rrg figure --list shows them"),
+        (["run", "--claims"], "rrg: --claims goes with --seeds N"),
+        (["run", "--claims", "--seeds", "2"], "rrg: none of these notebooks tests a claim"),
+        (["run", "--seeds", "2", "-p", "steps=1"], "rrg: --seeds goes without -p and --commit"),
+        (["scorecard", "--write", "none.md"], "rrg: cannot read none.md (No such file or directory)"),
         (["compare", "swim"], "rrg: unknown encoder 'swim' (did you mean swin?); known: swin, mamba"),
         (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
         (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),

@@ -5,6 +5,7 @@ import signal
 import time
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import tiny_course
@@ -185,18 +186,126 @@ def test_up_to_date_until_something_changes(finished, monkeypatch):
     assert rerun() == ["02_second"]
 
 
-def test_figure_reuses_the_run_and_saves_the_picture(finished, monkeypatch):
+def test_figures_and_tables_are_saved_from_a_copy_of_the_notebook(finished, monkeypatch):
     root, _ = finished
     monkeypatch.chdir(root)
+    before = {path: path.read_bytes() for path in root.rglob("*.ipynb")}
     said = []
-    path = runner.figure("tiny.fig1", say=said.append)
-    assert path == root / "figures" / "tiny.fig1.png"
-    assert path.read_bytes() == tiny_course.pixel()
-    assert len(said) == 1
-    assert "up to date" in said[0]
-    assert rrg(root, "figure", "--list").stdout.split() == ["tiny.fig1", "02_second", "about", "2.5", "min"]
+    files = runner.figure("tiny.fig1", say=said.append)
+    assert [path.relative_to(root).as_posix() for path in files] == [
+        "figures/tiny.fig1.png",
+        "figures/tiny.fig1.svg",
+        "figures/tiny.fig1.csv",
+    ]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in files[1].read_text()
+    data = pd.read_csv(files[2])
+    assert data[["kind", "series", "title", "x", "y"]].to_numpy().tolist() == [
+        ["line", "rise", "two points", 1, 3],
+        ["line", "rise", "two points", 2, 4],
+    ]
+    csv, markdown = runner.figure("tiny.table1", say=said.append)
+    assert "up to date" in said[1], "one run saves all that the notebook has"
+    assert pd.read_csv(csv, index_col=0).score.to_dict() == {"ours": 0.25, "theirs": 0.5}
+    assert markdown.read_text() == "|  | score |\n| --- | --- |\n| ours | 0.25 |\n| theirs | 0.5 |\n"
+    assert {path: path.read_bytes() for path in before} == before
+    listed = rrg(root, "figure", "--list").stdout.splitlines()
+    assert [line.split() for line in listed] == [
+        ["tiny.fig1", "figure", "02_second", "about", "2.5", "min"],
+        ["tiny.table1", "table", "02_second", "about", "2.5", "min"],
+    ]
     with pytest.raises(RRGError, match=r"unknown figure 'tiny\.fig2'.*did you mean tiny\.fig1"):
         runner.figure("tiny.fig2")
+    markdown.unlink()
+    monkeypatch.setattr(runner, "_execute", lambda *arguments: 0.0)
+    with pytest.raises(RRGError, match=r"tagged with tiny\.table1 .* no figures/tiny\.table1\.md"):
+        runner.figure("tiny.table1", say=said.append)
+
+
+def test_needs_of_a_figure(course):
+    (course / "notebooks" / "profiles.yml").write_text(
+        "cold_minutes: {02_second: 8}\nminutes: {02_second: 2}\nprofiles: {cpu: {}}"
+    )
+    write_notebook(course / "notebooks" / "02_second.ipynb", "with_meteor = True  # Java", tiny_course.SECOND)
+    said = runner.needs(runner.figures()["tiny.fig1"])
+    assert said == "about 2 min; 8 min more for each training seed that is not in the cache; Java for METEOR"
+    assert runner.needs(course / "notebooks" / "01_first.ipynb") == ""
+
+
+def test_a_figure_id_names_one_cell(course):
+    write_notebook(course / "notebooks" / "03_third.ipynb", "n = 1  # one", tiny_course.SECOND)
+    with pytest.raises(
+        RRGError, match=r"two cells are tagged with tiny\.fig1: in 02_second\.ipynb and 03_third\.ipynb"
+    ):
+        runner.figures()
+
+
+def test_a_table_cell_without_table_is_refused_before_it_runs(course):
+    write_notebook(course / "notebooks" / "02_second.ipynb", "n = 1  # one", ["other_table = 1  # table = "])
+    with pytest.raises(RRGError, match=r"tagged table:tiny\.table1 must leave its data frame in `table`"):
+        runner.figure("tiny.table1")
+
+
+# --- runs over seeds ---
+
+
+@pytest.fixture
+def seeded(tmp_path, monkeypatch):
+    """Notebooks named like four of the real ones: with `seed`, with seeds made beforehand, with `seeds`, untested."""
+    root = write_course(tmp_path / "seeded")
+    parameters = {
+        "03_narrative_bias": "seed = 0  # of it",
+        "04_mamba_vs_swin": "seed = 0  # of the bootstrap",
+        "06_clue_injection": "seeds = [0, 1]  # of them",
+    }
+    for stem, cell in parameters.items():
+        write_notebook(root / "notebooks" / f"{stem}.ipynb", cell, [f"print('{stem}', {cell.split()[0]})"])
+    (root / "notebooks" / "profiles.yml").write_text(
+        "seeds_from: {04_mamba_vs_swin: make them}\ncold_minutes: {03_narrative_bias: 10, 06_clue_injection: 30}\n"
+        "minutes: {03_narrative_bias: 4, 06_clue_injection: 7}\nprofiles: {cpu: {}, smoke: {}}"
+    )
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_each_notebook_gets_its_seeds_and_the_time_is_said_first(seeded, monkeypatch):
+    ran, said = [], []
+    monkeypatch.setattr(runner, "_execute", lambda path, result, parameters, *rest: ran.append(parameters) or 0.0)
+    made = runner.run_seeds(seeds=3, only_claims=True, say=said.append)
+    names = ["03_narrative_bias-seed0", "03_narrative_bias-seed1", "03_narrative_bias-seed2"]
+    assert [path.stem for path in made] == [*names, "04_mamba_vs_swin", "06_clue_injection-seeds3"]
+    assert {path.parent for path in made} == {seeded / "runs" / "cpu-seeds"}
+    assert ran == [{"seed": 0}, {"seed": 1}, {"seed": 2}, {}, {"seeds": [0, 1, 2]}]
+    assert said[0] == "04_mamba_vs_swin takes its training seeds from `make them 3`: run that first"
+    assert said[1] == (
+        "5 runs, 0 up to date; expected: 19 min on two cores, and up to 50 min for models of new seeds; "
+        "not known how long: 04_mamba_vs_swin"
+    )
+    everything = runner.run_seeds(seeds=1, say=said.append)
+    assert {"01_first", "02_second"} < {path.stem for path in everything}
+    runner.run_seeds(["3"], "smoke", 1, say=said.append)
+    assert "1 run, 0 up to date; no times are known for profile smoke" in said
+
+
+def test_a_failure_stops_no_other_run_and_the_next_command_repeats_only_it(seeded):
+    mended = seeded / "mended"
+    cell = f"import pathlib\n\nif seed == 1 and not pathlib.Path({str(mended)!r}).exists():\n    raise ValueError('no')"
+    write_notebook(seeded / "notebooks" / "03_narrative_bias.ipynb", "seed = 0  # of it", [cell])
+    command = ["run", "3", "6", "--seeds", "2", "--claims", "--profile", "smoke"]
+    first = rrg(seeded, *command)
+    assert first.returncode == 1
+    assert first.stderr == ("rrg: 1 of 3 runs failed: 03_narrative_bias-seed1; the same command tries them again\n")
+    lines = first.stdout.splitlines()
+    assert lines[0].startswith("3 runs, 0 up to date")
+    assert lines[1].startswith("[1/3] 03_narrative_bias-seed0 ... ok")
+    assert lines[2].startswith("[2/3] 03_narrative_bias-seed1 failed in cell")
+    assert lines[3].startswith("[3/3] 06_clue_injection-seeds2 ... ok")
+    assert "06_clue_injection [0, 1]" in text(seeded / "runs" / "smoke-seeds" / "06_clue_injection-seeds2.ipynb")
+    mended.write_text("")
+    second = rrg(seeded, *command)
+    assert second.returncode == 0, second.stderr
+    assert [line.split(" ... ")[1].split()[0] for line in second.stdout.splitlines()[1:4]] == ["up", "ok", "up"]
+    assert second.stdout.splitlines()[-1] == "Made 3 runs in runs/smoke-seeds; rrg scorecard shows the verdicts"
 
 
 def test_commit_writes_outputs_back_without_traces_of_the_machine(finished, monkeypatch):
@@ -207,7 +316,7 @@ def test_commit_writes_outputs_back_without_traces_of_the_machine(finished, monk
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert "second done" in text(path)
-    assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == [1, 2, 3]
+    assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == [1, 2, 3, 4]
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.kernelspec.name == "python3"
     for trace in ("papermill", 'execution"', "elsewhere", str(root), "duration"):
@@ -215,6 +324,7 @@ def test_commit_writes_outputs_back_without_traces_of_the_machine(finished, monk
     assert [cell.metadata for cell in notebook.cells[1:]] == [
         {"tags": ["parameters"]},
         {"tags": ["figure:tiny.fig1"]},
+        {"tags": ["table:tiny.table1"]},
         {},
     ]
     said = []

@@ -1,6 +1,5 @@
 """A course of two tiny notebooks, for tests of the runner and the command line."""
 
-import base64
 import os
 import subprocess
 import sys
@@ -9,14 +8,13 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
-
 FIRST = [
     'import sys\n\nprint("python", sys.executable)',
     'print("words", [word] * steps, rate, flag)',
 ]
 SECOND = [
-    f'import base64\n\nfrom IPython.display import Image\n\nImage(base64.b64decode("{PIXEL}"))',
+    'import matplotlib.pyplot as plt\n\nplt.plot([1, 2], [3, 4], label="rise")\nplt.title("two points")\nplt.show()',
+    'import pandas as pd\n\ntable = pd.DataFrame({"score": [0.25, 0.5]}, index=["ours", "theirs"])\nprint(table)',
     'print("second done")',
 ]
 PROFILES = """
@@ -36,8 +34,10 @@ def write_notebook(path: Path, parameters: str, cells: list[str]) -> None:
         *(new_code_cell(source) for source in cells),
     ]
     for cell in notebook.cells[2:]:
-        if "Image(" in cell.source:
+        if "plt.show()" in cell.source:
             cell.metadata["tags"] = ["figure:tiny.fig1"]
+        elif "table = " in cell.source:
+            cell.metadata["tags"] = ["table:tiny.table1"]
     nbformat.write(notebook, path)
 
 
@@ -70,7 +70,3 @@ def start_rrg(root: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def pixel() -> bytes:
-    return base64.b64decode(PIXEL)
