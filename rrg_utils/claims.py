@@ -490,6 +490,7 @@ CLAIMS = {
             rests_on="ReXGradient and IU X-Ray, no number",
             effect="CE-Abn minus that of the nearest training report, on another hospital's films",
             direction=1,
+            notebook="08_self_critique",
         ),
         Claim(
             id="llava_rad.small_model_competes",
@@ -541,9 +542,9 @@ CLAIMS = {
             paper="common",
             statement="published gains of .003 to .01 lie within the noise between training seeds (our question)",
             rests_on="no ablation of the papers has seeds or intervals",
-            effect="standard deviation of CE F1 between training seeds minus .01",
+            effect="standard deviation of CE F1 between training seeds, pooled over five arms, minus .01",
             direction=1,
-            not_here="no number decides it: the spreads over seeds stand in notebooks 06 to 08",
+            notebook="06_clue_injection",
         ),
     )
 }
