@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import rrg_utils
 from rrg_utils.errors import RRGError
@@ -20,11 +21,21 @@ RESULTS = Path(rrg_utils.__file__).resolve().parents[1] / "results"
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not tested")
 
 
+class Cell(NamedTuple):
+    """One published number: table, row and column in `papers.yml`."""
+
+    table: str
+    row: str
+    column: str
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim of a paper. `effect` says what number decides, `direction` the sign the paper predicts for it.
 
-    `not_here` says why nothing is measured for it; a measurement, once there, counts all the same.
+    `unit` is the effect's: score points (0 to 1) unless said otherwise. `published` is the paper's own effect where it
+    prints one, the first cell minus the second; its metric and data are the paper's. `not_here` says why nothing is
+    measured for the claim; a measurement, once there, counts all the same.
     """
 
     id: str
@@ -35,6 +46,8 @@ class Claim:
     direction: int
     notebook: str = ""
     not_here: str = ""
+    unit: str = "score"
+    published: tuple[Cell, Cell] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ CLAIMS = {
             effect="slope of the gain (in nats per finding-bearing token) per true sentence given",
             direction=-1,
             notebook="03_narrative_bias",
+            unit="nats per token and sentence",
         ),
         Claim(
             id="llava_ta.bias_reduced_by_topics",
@@ -81,6 +95,10 @@ CLAIMS = {
             effect="fact F1 on original references of LLaVA-T minus narrative, both with LoRA, over training seeds",
             direction=1,
             notebook="07_topic_decomposition",
+            published=(
+                Cell("mimic_cxr", "LLaVA-T (report)", "RadGraph F1"),
+                Cell("mimic_cxr", "LLaVA-Rad", "RadGraph F1"),
+            ),
         ),
         Claim(
             id="llava_ta.mask_neutral_full_ft",
@@ -99,6 +117,7 @@ CLAIMS = {
             effect="fact F1 of LLaVA-TA minus LLaVA-T, projector only, over training seeds",
             direction=1,
             notebook="07_topic_decomposition",
+            published=(Cell("ablation", "projector only", "TA"), Cell("ablation", "projector only", "T")),
         ),
         Claim(
             id="llava_ta.cross_domain",
@@ -108,6 +127,10 @@ CLAIMS = {
             effect="fact F1 of LLaVA-TA minus the narrative model on the portable films, over training seeds",
             direction=1,
             notebook="07_topic_decomposition",
+            published=(
+                Cell("ablation", "IU X-Ray, trained on MIMIC-CXR", "TA"),
+                Cell("ablation", "IU X-Ray, trained on MIMIC-CXR", "narrative"),
+            ),
         ),
         Claim(
             id="llava_ta.topic_level_score",
@@ -117,6 +140,10 @@ CLAIMS = {
             effect="fact F1 on cleaned references at topic level minus at report level, LLaVA-TA, over training seeds",
             direction=1,
             notebook="07_topic_decomposition",
+            published=(
+                Cell("mimic_cxr", "LLaVA-TA (topic)", "RadGraph F1"),
+                Cell("mimic_cxr", "LLaVA-TA (report)", "RadGraph F1"),
+            ),
         ),
         Claim(
             id="llava_ta.small_beats_large",
@@ -126,6 +153,10 @@ CLAIMS = {
             effect="RadGraph F1 of the smaller model minus that of the larger, on the same references",
             direction=1,
             not_here="needs an 84 B model; a reading check: the two rows are scored on different references",
+            published=(
+                Cell("mimic_cxr", "LLaVA-TA (report)", "RadGraph F1"),
+                Cell("mimic_cxr", "Med-PaLM M", "RadGraph F1"),
+            ),
         ),
         Claim(
             id="llava_ta.decomposition_faithful",
@@ -171,6 +202,7 @@ CLAIMS = {
             effect="0.05 (our margin) minus the distance from 1 of the exponent of training FLOPs in tokens",
             direction=1,
             notebook="04_mamba_vs_swin",
+            unit="exponent",
         ),
         Claim(
             id="r2gencsr.mamba_faster",
@@ -181,6 +213,7 @@ CLAIMS = {
             direction=1,
             notebook="04_mamba_vs_swin",
             not_here="the paper's minutes are a GPU's; notebook 04 shows seconds on a CPU, which do not decide",
+            unit="log10",
         ),
         Claim(
             id="r2gencsr.mamba_matches_swin",
@@ -199,6 +232,7 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from no context to residuals of nearest ones",
             direction=1,
             notebook="05_residual_retrieval",
+            unit="nats per token",
         ),
         Claim(
             id="r2gencsr.residual_helps",
@@ -208,6 +242,7 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from context images as they are to residuals",
             direction=1,
             notebook="05_residual_retrieval",
+            unit="nats per token",
         ),
         Claim(
             id="r2gencsr.retrieval_matters",
@@ -217,6 +252,7 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from same-set contexts to nearest ones",
             direction=1,
             notebook="05_residual_retrieval",
+            unit="nats per token",
         ),
         Claim(
             id="r2gencsr.pos_and_neg_both_needed",
@@ -227,6 +263,7 @@ CLAIMS = {
             direction=1,
             notebook="05_residual_retrieval",
             not_here="no arm is trained with contexts of one sign (exercise 1 shows them to one trained with both)",
+            unit="nats per token",
         ),
         Claim(
             id="r2gencsr.fewer_hallucinations",
@@ -246,6 +283,7 @@ CLAIMS = {
             direction=1,
             notebook="05_residual_retrieval",
             not_here="no two arms differ in this alone",
+            unit="nats per token",
         ),
         Claim(
             id="r2gencsr.end_mark_cut",
@@ -255,6 +293,7 @@ CLAIMS = {
             effect="words per report trained with cut reports minus trained with whole ones",
             direction=1,
             not_here="no arm is trained on cut reports",
+            unit="words",
         ),
         Claim(
             id="trrg.contrastive_pretraining_helps",
@@ -282,6 +321,7 @@ CLAIMS = {
             effect="CE F1 of +DCI minus BASE, over training seeds",
             direction=1,
             notebook="06_clue_injection",
+            published=(Cell("ablation_mimic_cxr", "+DCI", "F1"), Cell("ablation_mimic_cxr", "BASE", "F1")),
         ),
         Claim(
             id="trrg.cmci_helps",
@@ -291,6 +331,7 @@ CLAIMS = {
             effect="CE F1 of +DCI+CMCI minus +DCI, over training seeds",
             direction=1,
             notebook="06_clue_injection",
+            published=(Cell("ablation_mimic_cxr", "+DCI+CMCI", "F1"), Cell("ablation_mimic_cxr", "+DCI", "F1")),
         ),
         Claim(
             id="trrg.dc_loss_helps",
@@ -300,6 +341,7 @@ CLAIMS = {
             effect="CE F1 of TRRG minus +DCI+CMCI, over training seeds",
             direction=1,
             notebook="06_clue_injection",
+            published=(Cell("ablation_mimic_cxr", "TRRG", "F1"), Cell("ablation_mimic_cxr", "+DCI+CMCI", "F1")),
         ),
         Claim(
             id="trrg.full_beats_base",
@@ -309,6 +351,7 @@ CLAIMS = {
             effect="CE F1 of TRRG minus BASE, over training seeds",
             direction=1,
             notebook="06_clue_injection",
+            published=(Cell("ablation_mimic_cxr", "TRRG", "F1"), Cell("ablation_mimic_cxr", "BASE", "F1")),
         ),
         Claim(
             id="trrg.any_number_of_clues",
@@ -355,6 +398,7 @@ CLAIMS = {
             effect="rank in the paper's own table",
             direction=1,
             not_here="a reading check of the table, not an experiment",
+            unit="rank",
         ),
         Claim(
             id="radscr.critique_helps",
@@ -364,6 +408,10 @@ CLAIMS = {
             effect="CE-Abn of the full system minus the same without critiques, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(
+                Cell("ablation_mimic_cxr", "RadSCR", "CE-Abn"),
+                Cell("ablation_mimic_cxr", "(i) no critiques", "CE-Abn"),
+            ),
         ),
         Claim(
             id="radscr.critique_at_test_helps",
@@ -373,6 +421,10 @@ CLAIMS = {
             effect="CE-Abn of the full system minus the same system without critiques at test, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(
+                Cell("ablation_mimic_cxr", "RadSCR", "CE-Abn"),
+                Cell("ablation_mimic_cxr", "(ii) no critiques at test", "CE-Abn"),
+            ),
         ),
         Claim(
             id="radscr.neg_recovers_missed",
@@ -382,6 +434,10 @@ CLAIMS = {
             effect="recall of what the films show, with U minus without, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(
+                Cell("ablation_mimic_cxr", "RadSCR", "CheXbert F1"),
+                Cell("ablation_mimic_cxr", "(ii) no C_Neg at test", "CheXbert F1"),
+            ),
         ),
         Claim(
             id="radscr.neg_alone_worse_than_all",
@@ -391,6 +447,10 @@ CLAIMS = {
             effect="F1-rule micro-14 with no critiques at test minus with all but C_Neg, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(
+                Cell("ablation_mimic_cxr", "(ii) no critiques at test", "CheXbert F1"),
+                Cell("ablation_mimic_cxr", "(ii) no C_Neg at test", "CheXbert F1"),
+            ),
         ),
         Claim(
             id="radscr.prototypes_organise",
@@ -400,6 +460,10 @@ CLAIMS = {
             effect="film fact F1 with place, side and grade minus without prototypes, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(
+                Cell("ablation_mimic_cxr", "RadSCR", "RadGraph-C"),
+                Cell("ablation_mimic_cxr", "(iv) no prototypes", "RadGraph-C"),
+            ),
         ),
         Claim(
             id="radscr.llm_not_the_driver",
@@ -437,6 +501,7 @@ CLAIMS = {
             effect="CE-Abn minus that of the nearest training report by encoder features, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(Cell("mimic_cxr", "RadSCR", "CheXbert F1"), Cell("mimic_cxr", "CXR-RePaiR", "CheXbert F1")),
         ),
         Claim(
             id="radscr.abnormality_regions_beat_anatomy",
@@ -446,6 +511,7 @@ CLAIMS = {
             effect="CE-Abn with regions by Grad-CAM minus with anatomical regions, over training seeds",
             direction=1,
             notebook="08_self_critique",
+            published=(Cell("mimic_cxr", "RadSCR", "CheXbert F1"), Cell("mimic_cxr", "RGRG", "CheXbert F1")),
         ),
         Claim(
             id="radscr.weak_localisation",
@@ -473,6 +539,7 @@ CLAIMS = {
             effect="log10 of the seconds of a second pass over those that the critiques add",
             direction=1,
             notebook="08_self_critique",
+            unit="log10",
         ),
         Claim(
             id="radscr.grounding_is_the_bottleneck",
@@ -509,6 +576,7 @@ CLAIMS = {
             effect="difference of a left-out radiologist minus that of GPT-4, in errors per report",
             direction=1,
             not_here="needs GPT-4 and the counts of physicians",
+            unit="errors per report",
         ),
         Claim(
             id="llava_rad.indication_in_prompt",
@@ -556,6 +624,20 @@ def papers() -> dict:
     import yaml
 
     return yaml.safe_load((files("rrg_utils") / "papers.yml").read_text())
+
+
+def published(claim_id: str) -> float | None:
+    """The paper's own effect, in score points where its tables are in percent; None where it prints none."""
+    wanted = claim(claim_id)
+    if wanted.published is None:
+        return None
+    tables = papers()[wanted.paper]["tables"]
+    values = [
+        tables[cell.table]["rows"][cell.row][tables[cell.table]["columns"].index(cell.column)]
+        for cell in wanted.published
+    ]
+    percent = "in %" in tables[wanted.published[0].table]["where"]
+    return (values[0] - values[1]) / (100 if percent else 1)
 
 
 def claim(claim_id: str) -> Claim:

@@ -237,3 +237,16 @@ def test_every_claim_has_a_verdict_and_a_reason_if_it_is_not_tested(name):
     assert found.verdict in claims.VERDICTS
     assert bool(found.reason) == (found.verdict == "not tested")
     assert math.isnan(found.low) or found.low <= found.effect <= found.high
+
+
+@pytest.mark.parametrize("name", [claim.id for claim in claims.CLAIMS.values() if claim.published])
+def test_a_published_effect_is_read_from_one_table_and_in_score_points(name):
+    first, second = claims.claim(name).published
+    assert first.table == second.table
+    assert 0 < abs(claims.published(name)) < 0.5
+
+
+def test_published_effects_are_those_of_the_papers():
+    assert claims.published("trrg.full_beats_base") == pytest.approx(0.039)
+    assert claims.published("llava_ta.mask_needed_when_llm_frozen") == pytest.approx(0.295)  # printed in percent
+    assert claims.published("r2gencsr.context_helps") is None
