@@ -13,7 +13,7 @@ def by_paper() -> dict[str, list[Claim]]:
     groups: dict[str, list[Claim]] = {}
     for claim in CLAIMS.values():
         paper = papers().get(claim.paper)
-        heading = f"{paper['system']} ({paper['venue']})" if paper else "Across the papers (our questions)"
+        heading = f"{paper['system']}, {paper['venue']}" if paper else "Across the papers (our questions)"
         groups.setdefault(heading, []).append(claim)
     return groups
 
