@@ -15,7 +15,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,25 @@ from rrg_utils.errors import RRGError
 log = logging.getLogger("rrg")
 
 MANIFEST = "manifest.json"
+_kept_out: ContextVar[frozenset[str]] = ContextVar("kept_out", default=frozenset())
+
+
+class NotBuilt(RRGError):
+    """An entry is not in the cache, and the caller wished it not to be made (`only_from_cache`)."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        super().__init__(f"{kind} {key} is not in the cache")
+        self.kind, self.key = kind, key
+
+
+@contextmanager
+def only_from_cache(kinds: Sequence[str]) -> Iterator[None]:
+    """Within, an entry of these kinds that is not in the cache raises `NotBuilt`: for those who ask, not make."""
+    token = _kept_out.set(_kept_out.get() | frozenset(kinds))
+    try:
+        yield
+    finally:
+        _kept_out.reset(token)
 
 
 def cache_dir() -> Path:
@@ -43,9 +64,9 @@ def artifact(
 ) -> Path:
     """Folder made by `make(folder)`, from the cache if it is there.
 
-    The key is the SHA-256 of `kind`, `inputs` (anything JSON can write: sizes, seed, digests of other inputs) and the
-    source of the modules in `code`, comments, layout and docstrings aside. Processes that ask for the same entry build
-    it once: the others wait.
+    The key (`key_of`) is the SHA-256 of `kind`, `inputs` (anything JSON can write: sizes, seed, digests of the rest)
+    and the source of the modules in `code`, comments, layout and docstrings aside. Processes that ask for the same
+    entry build it once: the others wait.
 
     `make` gets an empty folder. With `resume=True` it may instead get what an interrupted call left there, and must
     continue from its own checkpoints (or overwrite them); what it leaves when it returns is the entry.
@@ -53,10 +74,12 @@ def artifact(
 
     Raises RRGError if the cache folder cannot be written or the disk is full; whatever `make` raises passes through.
     """
-    key = _key(kind, inputs, code)
+    key = key_of(kind, inputs, code)
     entry = cache_dir() / kind / key
     if _fault(entry) is None:
         return entry
+    if kind in _kept_out.get():
+        raise NotBuilt(kind, key)
     _ensure_writable(entry.parent)
     lock = FileLock(f"{entry}.lock")
     try:
@@ -118,7 +141,8 @@ def _build(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None]
     return entry
 
 
-def _key(kind: str, inputs: Mapping, code: Sequence[ModuleType]) -> str:
+def key_of(kind: str, inputs: Mapping, code: Sequence[ModuleType] = ()) -> str:
+    """The key of an entry: 20 hexadecimal digits that change with its kind, its inputs and what its code does."""
     sources = [_program(Path(inspect.getsourcefile(module)).read_text()) for module in code]
     text = json.dumps([kind, inputs, sources], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -267,6 +267,45 @@ def _check_reports() -> None:
     typer.echo(f"{sizes}; split digest {found.digest}")
 
 
+@app.command("bench")
+def bench_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Systems; all by default.")] = None,
+    profile: Profile = "cpu",
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Of the training; may be given several times.")] = None,
+) -> None:
+    """Measure every system alike on the test films; what is there already is not made again."""
+    from rrg_utils import bench
+    from rrg_utils.readers import SYSTEMS, system
+    from rrg_utils.runner import show
+
+    for name in names or ():
+        system(name)
+    bench.sizes(profile)
+    _show_progress()
+    for each in seed or (0,):
+        for name in names or SYSTEMS:
+            path = bench.measure(name, each, profile)
+            typer.echo(f"{bench.summary(path)} -> {show(path)}")
+
+
+@app.command("report")
+def report_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A chest radiograph: PNG, JPEG or DICOM.")],
+    system: Annotated[str, typer.Option("--system", metavar="NAME", help="Which system writes, such as radscr.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for report.json and evidence.png.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
+    profile: Profile = "cpu",
+    train: Annotated[bool, typer.Option("--train", help="Train the system if it is not trained yet.")] = False,
+) -> None:
+    """Let a trained system write the report of one image, with its evidence. Not for clinical use."""
+    from rrg_utils.report import report
+    from rrg_utils.runner import show
+
+    _show_progress()
+    made = report(image, system, output, seed=seed, profile=profile, train=train)
+    typer.echo(f"{made.warning}\n\n{made.text}\n\nEvidence: {show(made.picture)}\n{made.warning}")
+
+
 def _show_progress() -> None:
     from rrg_utils.artifacts import log_to
 

@@ -91,8 +91,8 @@ def test_other_kind_inputs_or_code_is_another_entry(tmp_path):
 )
 def test_key_depends_on_content_alone(inputs):
     shuffled = dict(reversed(inputs.items()))
-    assert artifacts._key("kind", inputs, ()) == artifacts._key("kind", shuffled, ())
-    assert artifacts._key("kind", inputs | {"one more": 1}, ()) != artifacts._key("kind", inputs, ())
+    assert artifacts.key_of("kind", inputs, ()) == artifacts.key_of("kind", shuffled, ())
+    assert artifacts.key_of("kind", inputs | {"one more": 1}, ()) != artifacts.key_of("kind", inputs, ())
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "no manifest"])

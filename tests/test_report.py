@@ -1,0 +1,117 @@
+"""One image, one report: pictures of every kind, evidence drawn for every system, mistakes in one line."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_course import rrg
+from tiny_readers import make_readers
+from typer.testing import CliRunner
+
+from rrg_utils import cli, readers
+from rrg_utils.artifacts import NotBuilt, only_from_cache
+from rrg_utils.artifacts import artifact as made_once
+from rrg_utils.errors import RRGError
+from rrg_utils.report import WARNING, report
+
+NAMES = ["narrative", "r2gencsr", "trrg", "llava_t", "llava_ta", "radscr"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The systems by name, with small random models."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = make_readers(tmp_path_factory.mktemp("models"), patch)
+        for name in NAMES:
+            ready = replace(readers.SYSTEMS[name], reader=lambda config, name=name: made[name], longest=None)
+            patch.setitem(readers.SYSTEMS, name, ready)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory):
+    """A grey picture that is no square, of noise around a bright middle."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(20, 90, (160, 140), dtype=np.uint8)
+    image[:, 60:80] += 140
+    path = tmp_path_factory.mktemp("pictures") / "chest.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_evidence_and_picture_are_written(tiny, png, tmp_path, name):
+    made = report(png, name, tmp_path / "out")
+    content = json.loads(made.content.read_text())
+    assert content["report"] == made.text
+    assert (content["system"], content["image"], content["warning"]) == (name, "chest.png", WARNING)
+    assert bool(content["evidence"]) == (name != "narrative")
+    with Image.open(made.picture) as picture:
+        assert min(picture.size) > 300
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert report(png, name, tmp_path / "again").text == made.text
+
+
+def test_the_picture_may_be_of_any_kind(tiny, png, tmp_path):
+    jpeg = tmp_path / "chest.jpg"
+    Image.open(png).save(jpeg, quality=100, subsampling=0)
+    assert report(jpeg, "narrative", tmp_path / "out").content.exists()
+    bare = tmp_path / "chest"  # told by content, not by name
+    bare.write_bytes(png.read_bytes())
+    assert report(bare, "radscr", tmp_path / "a").text == report(png, "radscr", tmp_path / "b").text
+
+
+def test_the_warning_comes_first_and_last(tiny, png, tmp_path):
+    done = CliRunner().invoke(
+        cli.app, ["report", str(png), "--system", "narrative", "--output", str(tmp_path)], catch_exceptions=False
+    )
+    lines = done.stdout.strip().splitlines()
+    assert lines[0] == lines[-1] == WARNING
+    assert "NOT FOR CLINICAL USE" in WARNING
+    assert json.loads((tmp_path / "report.json").read_text())["report"] in done.stdout
+
+
+def test_a_system_that_must_be_told_more_is_refused(png):
+    with pytest.raises(RRGError, match="choose llava_ta"):
+        report(png, "llava_ta_truth")
+    with pytest.raises(RRGError, match="must be told the annotation"):
+        report(png, "template")
+
+
+def test_nothing_is_trained_unless_asked(png, tmp_path, monkeypatch):
+    """With an empty cache: the entry that would be trained is named, the notebook and its minutes are said."""
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path / "cache"))
+
+    def untrained(config, **_):
+        return made_once("radscr", {}, lambda folder: pytest.fail("it was trained"))
+
+    monkeypatch.setitem(readers.SYSTEMS, "radscr", replace(readers.SYSTEMS["radscr"], reader=untrained, longest=None))
+    with pytest.raises(RRGError, match=r"radscr with seed 4 is not trained yet: `rrg run 08` .* min .*--train"):
+        report(png, "radscr", seed=4)
+    with only_from_cache(["radscr"]):
+        with pytest.raises(NotBuilt) as missing:
+            untrained(None)
+        assert missing.value.kind == "radscr"
+        folder = made_once("other", {}, lambda folder: None)
+    with only_from_cache(["other"]):  # what is there may be had
+        assert made_once("other", {}, lambda folder: None) == folder
+    assert made_once("radscr", {}, lambda folder: None).name == missing.value.key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nope.png", "--system", "narrative"], "rrg: nope.png: cannot be read (No such file"),
+        (["report", "text.png", "--system", "narrative"], "rrg: text.png: the file is neither PNG, JPEG nor DICOM"),
+        (["report", "text.png", "--system", "radscar"], "rrg: unknown system 'radscar' (did you mean radscr?)"),
+        (["bench", "trg"], "rrg: unknown system 'trg' (did you mean trrg?)"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    (tmp_path / "text.png").write_text("no picture")
+    done = rrg(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
