@@ -59,15 +59,16 @@ FILMS = ("black", "another")
 
 class Sizes(NamedTuple):
     """How much is measured: test `reports` (None: all), counterfactual `cases` at most, `timed` reports, bootstrap
-    `resamples` and as many permutations."""
+    `resamples` and as many permutations, and whether `meteor` is started (where there is Java)."""
 
     reports: int | None
     cases: int
     timed: int
     resamples: int
+    meteor: bool = True
 
 
-SIZES = {"smoke": Sizes(24, 12, 8, 50), "cpu": Sizes(None, 300, 64, 1000)}
+SIZES = {"smoke": Sizes(24, 12, 8, 50, meteor=False), "cpu": Sizes(None, 300, 64, 1000)}
 
 
 # --- one system -------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def measured(reader: Reader, data: PhantomDataset, how: Sizes) -> dict:
     return {
         "studies": len(data),
         "films": data.films.key,
-        **scores(texts, data, how.resamples),
+        **scores(texts, data, how.resamples, how.meteor),
         "image dependence": image_dependence(reader, data, texts, how.resamples),
         "counterfactual": counterfactual(reader, data, texts, how.cases, how.resamples),
         "diversity": diversity(texts),
@@ -209,10 +210,10 @@ def counted(texts: Sequence[str], data: PhantomDataset) -> dict[str, Statistic]:
     return dict(zip(COUNTED, found, strict=True))
 
 
-def scores(texts: Sequence[str], data: PhantomDataset, resamples: int = 1000) -> dict:
+def scores(texts: Sequence[str], data: PhantomDataset, resamples: int = 1000, meteor: bool = True) -> dict:
     """All scores with intervals (`scores`, `CE grid`), and the `counts` of every report."""
     found = {}
-    for score in evaluate(texts, data.texts, XXXX_POLICY, preset="r2gen_iu", resamples=resamples):
+    for score in evaluate(texts, data.texts, XXXX_POLICY, preset="r2gen_iu", meteor_score=meteor, resamples=resamples):
         if score.value is None:
             found[score.name] = {"value": None, "reason": score.reason}
         else:

@@ -23,7 +23,7 @@ from rrg_utils.metrics.clinical import f1
 from rrg_utils.readers import SYSTEMS, BaselineConfig, BaselineReader, Told, system
 from rrg_utils.systems import r2gencsr
 
-HOW = Sizes(None, 20, 4, 30)
+HOW = Sizes(None, 20, 4, 30, meteor=False)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_a_measurement_is_kept_and_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ProcessPoolExecutor", again)
     before = path.read_bytes()
     assert bench.measure("constant", 0, "smoke") == path  # it is there
-    monkeypatch.setitem(bench.SIZES, "smoke", Sizes(24, 12, 8, 51))
+    monkeypatch.setitem(bench.SIZES, "smoke", Sizes(24, 12, 8, 51, meteor=False))
     with pytest.raises(KeyboardInterrupt):  # of other sizes: made again, and interrupted
         bench.measure("constant", 0, "smoke")
     assert path.read_bytes() == before
