@@ -413,7 +413,7 @@ _COLUMNS = {  # column -> where it is kept; what has an interval gets columns "l
     "distinct reports": ("diversity", "distinct reports"),
     "distinct sentences": ("diversity", "distinct sentences"),
     "trained parameters": ("cost", "parameters"),
-    "training seconds": ("cost", "training seconds"),
+    "training seconds": ("cost", "building seconds"),  # all passes, over rendered studies too
     "reports per second": ("cost", "reports per second"),
     "peak memory MB": ("cost", "peak memory MB"),
 }
