@@ -235,7 +235,7 @@ def visit_formula(translator, node) -> None:
 
     block = isinstance(node, math_block)
     formula = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    translator.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise SkipNode
 
 
