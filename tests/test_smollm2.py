@@ -9,7 +9,8 @@ from rrg_utils.artifacts import cache_dir
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, generate, load_llm, prompt_loss
 from rrg_utils.language import smollm2 as smollm2_module
-from rrg_utils.language.smollm2 import build_smollm2
+from rrg_utils.language.memory import memory_need
+from rrg_utils.language.smollm2 import SIZES, build_smollm2
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,13 @@ def test_what_it_is(llm):
     assert llm.tokenizer.convert_ids_to_tokens(llm.eos) == "<|im_end|>"
     assert sum(p.numel() for p in llm.model.parameters()) == 134_515_008
     assert not any(p.requires_grad for p in llm.model.parameters())
+    read = llm.model.config
+    sizes = SIZES.to_diff_dict().keys() & read.to_dict().keys() - {"transformers_version"}
+    assert {name: getattr(SIZES, name) for name in sizes} == {name: getattr(read, name) for name in sizes}
+
+
+def test_size_is_known_beforehand():
+    assert memory_need(SIZES, torch.float16).parameters == 134_515_008
 
 
 def test_it_knows_english(llm):

