@@ -10,12 +10,13 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test lint readme clean
+.PHONY: help setup run test lint readme site clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make run     install if needed, then run all notebooks at the cpu profile into runs/cpu"
 	@echo "make test    install if needed, then lint, tests and nbval on the notebooks"
+	@echo "make site    install if needed, then render notebooks, cards, scorecard and reference into build/site"
 	@echo "make setup   only install, into $(VENV)"
 	@echo "make lint    ruff alone"
 	@echo "make readme  renew the scorecard and the pictures of README.md from results/ and notebooks/"
@@ -44,10 +45,16 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-# nbval goes on after a failing cell; -x stops at the first, whose consequences the others only are.
+site: setup
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx -q -W --keep-going -E -c docs -d build/doctrees . build/site
+	@echo "open build/site/index.html"
+
+# nbval goes on after a failing cell; -x stops at the first, whose consequences the others only are. What the notebooks
+# measure on the way is kept apart: a check changes no results.
 test: lint
 	@$(BIN)/python -m pytest
-	@$(BIN)/python -m pytest -x --durations=5 --nbval-lax --nbval-current-env \
+	@RRG_RECORD=$(CURDIR)/build/results $(BIN)/python -m pytest -x --durations=5 --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout $(CELL_TIMEOUT) $(NOTEBOOKS)
 
 readme: setup

@@ -6,6 +6,7 @@ files, over the training seeds, and typed nowhere. A claim that does not hold he
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -667,8 +668,9 @@ def record(
     """Write one measurement: the deciding effect, its interval, and whatever else a reader may want.
 
     The interval is over test reports. Without one the training seed is the unit: see `record_seeds` and `verdict`.
+    RRG_RECORD names another folder than `results/`: a run that only checks changes nothing that is committed.
     """
-    path = RESULTS / claim(claim_id).id / f"{profile}-seed{seed}.json"
+    path = Path(os.environ.get("RRG_RECORD") or RESULTS) / claim(claim_id).id / f"{profile}-seed{seed}.json"
     if not math.isfinite(effect):
         raise RRGError(f"{claim_id}, seed {seed}: an effect of {effect} is no measurement, do not record it")
     content = {"claim": claim_id, "profile": profile, "seed": seed, "effect": round(float(effect), 5)}

@@ -111,7 +111,8 @@ def run(
     """Run notebooks at a profile and return the executed copies.
 
     `settings` are "name=value" texts that override the profile in every chosen notebook that declares the name.
-    `commit` writes the executed notebooks back over their sources, without traces of the machine.
+    Measurements go to `results/` below the output folder. `commit` puts them into the course's `results/`, and the
+    executed notebooks over their sources, without traces of the machine.
     Raises RRGError, before anything runs, for an unknown notebook, profile or parameter or a value of another type,
     and when a notebook fails; KeyboardInterrupt once the kernel is gone.
     """
@@ -125,7 +126,9 @@ def run(
     source = _source_digest(root)
     with _writing_to(output):
         for number, path in enumerate(paths, 1):
-            job = _Job(path, output / path.name, plan[path], read(path))
+            job = _Job(
+                path, output / path.name, plan[path], read(path), root / "results" if commit else output / "results"
+            )
             _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)
             if commit:
                 _write(path, nbformat.writes(without_machine(read(job.result))) + "\n")
@@ -156,9 +159,9 @@ def run_seeds(
     """Run notebooks over the training seeds 0 to `seeds` - 1, so that verdicts have a spread; returns what was made.
 
     A notebook with a parameter `seed` is run once for each, one with `seeds` once with all, any other once. Outputs go
-    to `runs/<profile>-seeds`. The expected time is said first. Each run is kept as soon as it is done, so the same
-    command goes on after a stop; a notebook that fails does not keep the others, and raises RRGError at the end.
-    `only_claims` leaves out the notebooks that test no claim.
+    to `runs/<profile>-seeds`, measurements to `results/`. The expected time is said first. Each run is kept as soon as
+    it is done, so the same command goes on after a stop; a notebook that fails does not keep the others, and raises
+    RRGError at the end. `only_claims` leaves out the notebooks that test no claim.
     """
     from rrg_utils.claims import CLAIMS
 
@@ -225,7 +228,7 @@ def figure(name: str, profile: str = "cpu", say: Callable[[str], None] = print) 
     files = [root / "figures" / f"{name}{ending}{kind}" for kind in kinds]
     output = root / "runs" / f"{profile}-figures"
     saving = _saving(read(path), os.path.relpath(root / "figures", path.parent), ending)
-    job = _Job(path, output / path.name, _plan([path], profile, [])[path], saving)
+    job = _Job(path, output / path.name, _plan([path], profile, [])[path], saving, output / "results")
     with _writing_to(output):
         missing = not all(file.is_file() for file in files)
         _bring_up_to_date(job, profile, _source_digest(root), missing, f"[1/1] {path.stem}", say)
@@ -265,7 +268,8 @@ def show(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """One run: the notebook's path and content, the parameters to inject and where the executed copy goes.
+    """One run: the notebook's path and content, the parameters to inject, where the executed copy goes and where its
+    measurements.
 
     new_seeds: training seeds beyond those of the notebook's defaults.
     """
@@ -274,6 +278,7 @@ class _Job:
     result: Path
     parameters: dict
     notebook: nbformat.NotebookNode
+    measurements: Path
     new_seeds: int = 0
 
 
@@ -296,7 +301,12 @@ def _run_key(job: _Job, profile: str, source: str) -> str:
 
 
 def _is_up_to_date(job: _Job, profile: str, source: str) -> bool:
-    return job.result.exists() and _recorded(job.result.with_suffix(".json")) == _run_key(job, profile, source)
+    """Whether it was run from the same, and its measurements are where they are wanted or in the course's results."""
+    if not job.result.exists():
+        return False
+    record = _recorded(job.result.with_suffix(".json"))
+    wanted = {str(job.measurements), str(job.path.parents[1] / "results")}
+    return record.get("key") == _run_key(job, profile, source) and record.get("measurements") in wanted
 
 
 def _bring_up_to_date(
@@ -306,26 +316,32 @@ def _bring_up_to_date(
     if not fresh and _is_up_to_date(job, profile, source):
         say(f"{label} ... up to date -> {show(job.result)}")
         return
+    os.environ["RRG_RECORD"] = str(job.measurements.absolute())  # for the kernel: see `claims.record`
     seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
-    record = {"key": _run_key(job, profile, source), "parameters": job.parameters, "seconds": round(seconds)}
+    record = {
+        "key": _run_key(job, profile, source),
+        "parameters": job.parameters,
+        "seconds": round(seconds),
+        "measurements": str(job.measurements),
+    }
     _write(job.result.with_suffix(".json"), json.dumps(record, indent=1))
     say(f"{label} ... ok {seconds:.0f} s -> {show(job.result)}")
 
 
 def _seed_jobs(path: Path, profile: str, seeds: int, output: Path) -> Iterator[_Job]:
     """The runs of a notebook over training seeds."""
-    declared, notebook = declared_parameters(path), read(path)
+    declared, notebook, kept = declared_parameters(path), read(path), path.parents[1] / "results"
     if "seeds" in declared:
         parameters = _plan([path], profile, [f"seeds={list(range(seeds))}"])[path]
         new = len({*range(seeds)} - {*declared["seeds"]})
-        yield _Job(path, output / f"{path.stem}-seeds{seeds}.ipynb", parameters, notebook, new)
+        yield _Job(path, output / f"{path.stem}-seeds{seeds}.ipynb", parameters, notebook, kept, new)
     elif "seed" in declared and path.stem not in (_settings().get("seeds_from") or {}):
         for seed in range(seeds):
             parameters = _plan([path], profile, [f"seed={seed}"])[path]
             result = output / f"{path.stem}-seed{seed}.ipynb"
-            yield _Job(path, result, parameters, notebook, int(seed != declared["seed"]))
+            yield _Job(path, result, parameters, notebook, kept, int(seed != declared["seed"]))
     else:
-        yield _Job(path, output / path.name, _plan([path], profile, [])[path], notebook)
+        yield _Job(path, output / path.name, _plan([path], profile, [])[path], notebook, kept)
 
 
 def _expected(jobs: Sequence[_Job], profile: str, pending: Sequence[_Job]) -> str:
@@ -536,11 +552,13 @@ def _done(future: Future) -> bool:
     return True
 
 
-def _recorded(record: Path) -> str | None:
+def _recorded(record: Path) -> dict:
+    """What a run left beside its output; empty if there is nothing readable."""
     try:
-        return json.loads(record.read_text())["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        content = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _source_digest(root: Path) -> str:

@@ -33,18 +33,31 @@ def text(profile: str = "cpu") -> str:
 
 
 def markdown(profile: str = "cpu") -> str:
-    """The scorecard as a Markdown table with one line for each claim, seen from the repository's root."""
-    lines = ["| verdict | claim | the paper's numbers | here: effect [95 % interval] |", "|---|---|---|---|"]
-    folder = claims.RESULTS.parent
+    """The scorecard as Markdown, seen from the repository's root: a line for each claim, untested ones folded away."""
+    heads = {
+        True: ["| verdict | claim | the paper's numbers | here: effect [95 % interval] |", "|---|---|---|---|"],
+        False: ["| claim | the paper's numbers | why it is not tested |", "|---|---|---|"],
+    }
+    lines = {tested: list(head) for tested, head in heads.items()}
     for heading, group in by_paper().items():
-        lines.append(f"| | **{heading}** | | |")
-        for claim in group:
-            found = claims.verdict(claim.id, profile)
-            path = f"notebooks/{claim.notebook}.ipynb"
-            where = f" ([{claim.notebook[:2]}]({path}))" if claim.notebook and (folder / path).is_file() else ""
-            sign = f"{SIGNS[found.verdict]} {found.verdict}"
-            lines.append(f"| {sign} | {claim.statement}{where} | {claim.rests_on} | {measurement(found)} |")
-    return "\n".join([*lines, "", counts(profile)])
+        found = {claim: claims.verdict(claim.id, profile) for claim in group}
+        for tested, table in lines.items():
+            rows = [_row(claim, one) for claim, one in found.items() if (one.verdict != "not tested") == tested]
+            table += [f"| **{heading}** {'| ' * (heads[tested][0].count('|') - 2)}|", *rows] if rows else []
+    folded = ["<details>", "<summary>The claims that are not tested here, and why</summary>", "", *lines[False]]
+    return "\n".join([counts(profile), "", *lines[True], "", *folded, "", "</details>"])
+
+
+def _row(claim: Claim, found: Verdict) -> str:
+    path = f"notebooks/{claim.notebook}.ipynb"
+    linked = claim.notebook and (claims.RESULTS.parent / path).is_file()
+    statement = f"{claim.statement} ([{claim.notebook[:2]}]({path}))" if linked else claim.statement
+    cells = [statement, claim.rests_on, measurement(found)]
+    return f"| {' | '.join(cells if found.verdict == 'not tested' else [_signed(found), *cells])} |"
+
+
+def _signed(found: Verdict) -> str:
+    return f"{SIGNS[found.verdict]} {found.verdict}"
 
 
 def measurement(found: Verdict) -> str:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import rrg_utils
+from rrg_utils import claims
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -44,6 +45,15 @@ def test_makefile_checks_the_python_that_the_project_requires():
 def test_version_is_said_once_and_the_same():
     assert PROJECT["version"] == rrg_utils.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == rrg_utils.__version__
+
+
+def test_the_citation_names_every_paper_and_the_reports():
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    urls = {reference.get("url") for reference in references}
+    assert {paper["url"] for paper in claims.papers().values()} <= urls
+    assert any("collection of radiology examinations" in reference["title"] for reference in references)
+    for reference in references:  # what the schema of CFF 1.2.0 asks of a reference
+        assert {"type", "title", "authors"} <= set(reference)
 
 
 def test_data_packages_are_pinned_installed_and_not_dependencies():

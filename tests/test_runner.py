@@ -332,6 +332,18 @@ def test_commit_writes_outputs_back_without_traces_of_the_machine(finished, monk
     assert "up to date" in said[0], "refreshing the outputs must not make the notebook look changed"
 
 
+def test_only_commit_puts_measurements_into_the_results_of_the_course(course):
+    cell = 'from rrg_utils import claims\n\nclaims.record("trrg.dci_helps", "cpu", 0, 0.1, (0.05, 0.2))'
+    write_notebook(course / "notebooks" / "02_second.ipynb", "pause = 0  # seconds", [cell])
+    measured = "results/trrg.dci_helps/cpu-seed0.json"
+    rrg(course, "run", "02")
+    assert (course / "runs" / "cpu" / measured).is_file()
+    assert not (course / measured).exists()
+    said = rrg(course, "run", "02", "--commit").stdout
+    assert "up to date" not in said, "its measurements are not there yet"
+    assert json.loads((course / measured).read_text())["effect"] == 0.1
+
+
 def test_killed_run_goes_on_where_it_stopped(course):
     marker = course / "second_started"
     slow = [SLOW.format(marker=str(marker))]
