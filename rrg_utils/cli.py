@@ -53,10 +53,19 @@ def run_command(
     ] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds to run each over, instead of one.")] = None,
     claims: Annotated[bool, typer.Option("--claims", help="With --seeds: only notebooks that test a claim.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, what it needs and costs.")] = False,
 ) -> None:
     """Run notebooks in order, all of them by default; go on where an interrupted run stopped."""
     from rrg_utils import runner
 
+    if dry:
+        if seeds or commit or claims:
+            raise RRGError("--dry-run goes with notebooks, --profile, -p and --output alone")
+        from rrg_utils.dryrun import dry_run
+
+        for line in dry_run(names or (), profile, parameter or (), output):
+            typer.echo(line)
+        return
     if claims and not seeds:
         raise RRGError("--claims goes with --seeds N: how many training seeds?")
     if seeds:

@@ -71,6 +71,17 @@ def cold_minutes(stem: str) -> float | None:
     return (_settings().get("cold_minutes") or {}).get(stem)
 
 
+def trainings(stem: str) -> tuple[int, int]:
+    """How many systems with the language model a notebook trains: for every training seed, and once."""
+    for_each_seed, once = (_settings().get("trainings") or {}).get(stem, (0, 0))
+    return for_each_seed, once
+
+
+def lacks(profile: str) -> list[str]:
+    """What a profile is meant to have and the notebooks have no parameter for."""
+    return (_settings().get("lacks") or {}).get(profile, [])
+
+
 def declared_parameters(path: Path) -> dict[str, object]:
     """name -> default, from the one cell tagged `parameters`."""
     cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
@@ -123,6 +134,17 @@ def run(
                 _write(path, nbformat.writes(without_machine(read(job.result))) + "\n")
             made.append(job.result)
     return made
+
+
+def planned(
+    names: Sequence[str] = (), profile: str = "cpu", settings: Sequence[str] = (), output: Path | None = None
+) -> list[tuple["_Job", bool]]:
+    """What `run` would run with the same arguments, and whether it is up to date. Raises RRGError as it does."""
+    root = project_dir()
+    plan = _plan(notebooks(names), profile, settings)
+    output, source = Path(output) if output else root / "runs" / profile, _source_digest(root)
+    jobs = [_Job(path, output / path.name, parameters, read(path)) for path, parameters in plan.items()]
+    return [(job, _is_up_to_date(job, profile, source)) for job in jobs]
 
 
 def run_seeds(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_llm import make_llm
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "text_scores.py"
 COMMITTED = SCRIPT.parents[1] / "results" / "benchmarks" / "text_scores.json"
@@ -72,3 +73,19 @@ def test_committed_renderer_keeps_its_ratio_and_agrees_with_diffdrr():
         for name in ("projection, siddon", "with a consolidation, siddon"):
             assert agree[name]["mean difference, mm of water"] < 1e-3
         assert agree["turned by 6 degrees, trilinear"]["correlation"] > 0.999
+
+
+# --- generation against transformers' ---------------------------------------------------------------------------------
+
+
+def test_batched_generation_writes_what_transformers_writes(tmp_path, monkeypatch, capsys):
+    script = SCRIPT.with_name("generation.py")
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    llm = make_llm(tmp_path / "llm", ["the heart is normal. no effusion is seen. the lungs are clear."])
+    arguments = ["--llm", llm, "--reports", "6", "--rounds", "1", "--tokens", "12", "--no-save"]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    threads = torch.get_num_threads()
+    runpy.run_path(str(script), run_name="__main__")
+    torch.set_num_threads(threads)
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split("  ")[-1].strip() for row in rows] == ["6 of 6"] * 3

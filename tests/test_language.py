@@ -76,7 +76,7 @@ def test_lora_starts_unchanged_and_trains_adapters_only(folder):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gpt", "unknown language model 'gpt': give tiny, an existing folder, or a hub id"),
+        ("gpt", "unknown language model 'gpt': give tiny, smollm2, an existing folder, or a hub id"),
         ("./nowhere", "unknown language model './nowhere'"),
         ("no-such-org/no-such-model", "hf download no-such-org/no-such-model"),
     ],

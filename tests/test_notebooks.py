@@ -105,6 +105,8 @@ def test_profiles_name_notebooks_that_exist_and_cpu_is_the_defaults():
         assert sorted(set(overrides) - stems) == [], f"profile {profile}"
     assert not any(profiles()["cpu"].values())
     assert sorted(profiles()["smoke"]) == sorted(stems), "the smoke profile must shrink every notebook"
+    for large in ("full", "paper"):
+        assert sorted(profiles()[large]) == sorted(stems), f"the {large} profile must enlarge every notebook"
 
 
 @each_notebook
