@@ -143,7 +143,8 @@ def planned(
     root = project_dir()
     plan = _plan(notebooks(names), profile, settings)
     output, source = Path(output) if output else root / "runs" / profile, _source_digest(root)
-    jobs = [_Job(path, output / path.name, parameters, read(path)) for path, parameters in plan.items()]
+    kept = output / "results"
+    jobs = [_Job(path, output / path.name, parameters, read(path), kept) for path, parameters in plan.items()]
     return [(job, _is_up_to_date(job, profile, source)) for job in jobs]
 
 
