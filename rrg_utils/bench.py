@@ -8,8 +8,8 @@ A system is a black box here, films in and reports out (`rrg_utils.readers`), so
 
 - scores: text overlap, the grid of clinical F1, facts, and facts against the film;
 - image dependence: what the own film is worth over a black one and over another patient's (`derangement`);
-- counterfactual: a finding that a report names and its film shows is taken out of the patient, who is rendered again the
-  same in all else: does the naming die, and do the other true findings that were named stay?
+- counterfactual: a finding that a report names and its film shows is taken out of the patient, who is rendered again
+  the same in all else: does the naming die, and do the other true findings that were named stay?
 - diversity: distinct reports and sentences;
 - cost: trained weights, training seconds, reports per second, memory.
 
