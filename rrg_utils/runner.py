@@ -317,8 +317,8 @@ def _bring_up_to_date(
     if not fresh and _is_up_to_date(job, profile, source):
         say(f"{label} ... up to date -> {show(job.result)}")
         return
-    os.environ["RRG_RECORD"] = str(job.measurements.absolute())  # for the kernel: see `claims.record`
-    seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
+    with _environment(RRG_RECORD=str(job.measurements.absolute())):  # for the kernel: see `claims.record`
+        seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
     record = {
         "key": _run_key(job, profile, source),
         "parameters": job.parameters,
@@ -327,6 +327,18 @@ def _bring_up_to_date(
     }
     _write(job.result.with_suffix(".json"), json.dumps(record, indent=1))
     say(f"{label} ... ok {seconds:.0f} s -> {show(job.result)}")
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the kernels that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _seed_jobs(path: Path, profile: str, seeds: int, output: Path) -> Iterator[_Job]:
