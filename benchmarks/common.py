@@ -43,19 +43,26 @@ def machine(*packages: str) -> dict:
     }
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    outputs: dict[str, object] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every call in every round, after one warm-up each.
 
-    Rounds go through all calls, so that a machine that is busy for a while is busy for all of them.
+    Rounds go through all calls, so that a machine that is busy for a while is busy for all of them. What each call
+    returned last is put into `outputs`.
     """
-    for call in calls.values():
-        call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):  # the first is for warming up
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            start = clock()
+            output = call()
+            if turn:
+                seconds[name].append(clock() - start)
+            if outputs is not None:
+                outputs[name] = output
     return seconds
 
 

@@ -17,7 +17,7 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from common import machine, median, save, table
+from common import interleaved, machine, median, save, table
 
 from rrg_utils.data import indiana
 from rrg_utils.data.synthetic import caption
@@ -76,14 +76,8 @@ def main() -> None:
         "one at a time": lambda: generate(llm, prompts, max_new_tokens=options.tokens, batch_size=1),
         "transformers": lambda: by_transformers(llm, prompts, options.tokens),
     }
-    seconds = {name: [] for name in ways}
-    texts = {}
-    for turn in range(options.rounds + 1):  # the first is for warming up
-        for name, way in ways.items():
-            start = clock()
-            texts[name] = way()
-            if turn:
-                seconds[name].append(clock() - start)
+    texts: dict[str, list[str]] = {}
+    seconds = interleaved(ways, options.rounds, clock, texts)
     slow = median(seconds["transformers"])
     rows = [
         {

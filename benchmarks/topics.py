@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from common import machine, median, save, table
+from common import interleaved, machine, median, save, table
 
 from rrg_utils.data import load_dataset
 from rrg_utils.systems.llava_ta import ALWAYS, Case, Example, LlavaTA, LlavaTAConfig, area_of, read_film, report_of
@@ -69,14 +69,9 @@ def main() -> None:
         ],
     }
     topics = model.asked([Case(np.zeros(0), {}, told)] * len(data))
-    seconds = {name: [] for name in ways}
-    texts = {}
-    for turn in range(options.rounds + 1):  # the first is for warming up
-        for name, way in ways.items():
-            start = time.process_time()
-            texts[name] = [report.text for report in way()]
-            if turn:
-                seconds[name].append(time.process_time() - start)
+    written: dict[str, list] = {}
+    seconds = interleaved(ways, options.rounds, time.process_time, written)
+    texts = {name: [report.text for report in reports] for name, reports in written.items()}
     same = {name: sum(a == b for a, b in zip(texts[name], texts["batched"], strict=True)) for name in ways}
     slowest = median(seconds["topic by topic"])
     rows = [

@@ -72,7 +72,9 @@ def run_command(
         if parameter or commit:
             raise RRGError("--seeds goes without -p and --commit: it sets the seeds and leaves notebooks/ alone")
         made = runner.run_seeds(names or (), profile, seeds, claims, output, fresh)
-        typer.echo(f"Made {len(made)} runs in {runner.show(made[0].parent)}; rrg scorecard shows the verdicts")
+        plural = "s" * (len(made) != 1)
+        where = runner.show(made[0].parent)
+        typer.echo(f"Made {len(made)} run{plural} in {where}; rrg scorecard shows the verdicts")
         return
     made = runner.run(names or (), profile, parameter or (), output, fresh, commit)
     typer.echo(f"Made {len(made)} notebook{'s' * (len(made) != 1)} in {runner.show(made[0].parent)}")
