@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from rrg_utils import retrieval, training
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import composed, synthetic
+from rrg_utils.data import composed, rendered, synthetic
 from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
 from rrg_utils.data.rendered import RenderedStudies, rendered_studies
 from rrg_utils.errors import RRGError
@@ -420,4 +420,4 @@ def _trained_folder(config: R2GenCSRConfig) -> Path:
     return artifact("r2gencsr", inputs, make, code=_CODE, resume=True)
 
 
-_CODE = [sys.modules[__name__], base, projector, retrieval, composed, synthetic, prompt, tiny, training]
+_CODE = [sys.modules[__name__], base, projector, retrieval, composed, rendered, synthetic, prompt, tiny, training]

@@ -39,10 +39,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rrg_utils import training
 from rrg_utils.artifacts import artifact
-from rrg_utils.data import composed, synthetic
+from rrg_utils.data import composed, rendered, synthetic
 from rrg_utils.data.abnormalities import ABNORMALITIES, OBSERVATION_OF
-from rrg_utils.data.composed import Composer
-from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset, render_films
+from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset
+from rrg_utils.data.rendered import RenderedStudies, rendered_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, prompt_loss, tiny
 from rrg_utils.language.sentences import load_sentence_encoder
@@ -410,33 +410,23 @@ class TRRG(ReportGenerator):
             )
 
         if config.composed_epochs and config.align_studies:
-            learn(composed_examples(config), "composed", epochs=1)
-        return learn(of_train, "real", config.epochs, validate=lambda model: model.mean_loss(of_val))
+            learn(examples(config, _composed(config)), "composed", config.composed_epochs)
+        return learn(of_train, "real", config.epochs, lambda model: model.mean_loss(of_val))
 
 
-def seen(config: TRRGConfig, data: PhantomDataset) -> np.ndarray:
+Studies = PhantomDataset | RenderedStudies
+
+
+def seen(config: TRRGConfig, data: Studies) -> np.ndarray:
     """Tokens v_e (N, T, w) of the films of a data set after stage 1."""
     return contrastive.tokens(data.films, config.contrast, len(data))
 
 
-def examples(config: TRRGConfig, data: PhantomDataset) -> list[Example]:
+def examples(config: TRRGConfig, data: Studies) -> list[Example]:
     """The studies of a data set; the controls of clue choice name the clues, otherwise the model chooses."""
     tokens = seen(config, data)
     named = controls(config, data.labels)
     return [Example(tokens[i], text, clues=named and named[i]) for i, text in enumerate(data.texts)]
-
-
-def composed_examples(config: TRRGConfig) -> list[Example]:
-    """The rendered studies of the alignment, each with a new composed report for every pass."""
-    studies = alignment_studies(config.align_studies)
-    tokens = contrastive.tokens(render_films(studies, config.size), config.contrast)
-    named = controls(config, np.stack([label_vector(study) for study in studies]))
-    composer, rng = Composer(indiana().train), np.random.default_rng([11, config.seed])
-    return [
-        Example(tokens[i], composer.compose(study, rng), clues=named and named[i])
-        for _ in range(config.composed_epochs)
-        for i, study in enumerate(studies)
-    ]
 
 
 def controls(config: TRRGConfig, labels: np.ndarray) -> list[tuple[str, ...]] | None:
@@ -477,7 +467,11 @@ def prepare_shared(configs: Sequence[TRRGConfig]) -> None:
         for split, limit in (("train", config.train_reports), ("val", config.val_reports)):
             seen(config, load_dataset("phantom", split, config.size, limit))
         if config.composed_epochs and config.align_studies:
-            contrastive.tokens(render_films(alignment_studies(config.align_studies), config.size), config.contrast)
+            seen(config, _composed(config))
+
+
+def _composed(config: TRRGConfig) -> RenderedStudies:
+    return rendered_studies(alignment_studies(config.align_studies), config.size, config.seed)
 
 
 def _trained_folder(config: TRRGConfig) -> Path:
@@ -534,7 +528,7 @@ def _written_folder(task: Task) -> Path:
     return artifact("trrg-reports", inputs, make)
 
 
-_CODE = [sys.modules[__name__], base, contrastive, projector, composed, synthetic, prompt, tiny, training]
+_CODE = [sys.modules[__name__], base, contrastive, projector, composed, rendered, synthetic, prompt, tiny, training]
 
 
 def _inputs(config: TRRGConfig) -> dict:
