@@ -392,7 +392,7 @@ _LLAVA = {
     "notebook": "07",
     "Config": LlavaTAConfig,
     "longest": "max_sentence_tokens",
-    "trained": lambda config: llava_ta._trained_folder(llava_ta._in_training(config)),
+    "trained": llava_ta.trained_folder,
 }
 _TRIVIAL = {"notebook": "02", "Config": BaselineConfig}
 
@@ -406,7 +406,7 @@ SYSTEMS: dict[str, System] = {
             NarrativeConfig,
             NarrativeReader,
             "max_new_tokens",
-            trained=lambda config: narrative._trained_folder(config),
+            trained=narrative.trained_folder,
         ),
         System(
             "r2gencsr",
@@ -415,7 +415,7 @@ SYSTEMS: dict[str, System] = {
             R2GenCSRConfig,
             R2GenCSRReader,
             "max_new_tokens",
-            trained=lambda config: r2gencsr._trained_folder(config),
+            trained=r2gencsr.trained_folder,
         ),
         System(
             "trrg",
@@ -424,7 +424,7 @@ SYSTEMS: dict[str, System] = {
             TRRGConfig,
             TRRGReader,
             "max_new_tokens",
-            trained=lambda config: trrg._trained_folder(config),
+            trained=trrg.trained_folder,
         ),
         System(
             "llava_t",
@@ -446,7 +446,7 @@ SYSTEMS: dict[str, System] = {
             "08",
             RadSCRConfig,
             RadSCRReader,
-            trained=lambda config: radscr._trained_folder(radscr._at_training(config)),
+            trained=radscr.trained_folder,
         ),
         System("constant", "Constant report", reader=_baseline(BaselineReader.constant), **_TRIVIAL),
         System("random", "Random training report", reader=_baseline(BaselineReader.random), **_TRIVIAL),

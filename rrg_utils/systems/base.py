@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rrg_utils.device import default_device
 from rrg_utils.errors import RRGError
 from rrg_utils.language import LoraOptions, Prompt, generate, load_llm, prompt_loss
 from rrg_utils.language.prompt import TokenLoss
@@ -42,7 +43,8 @@ class ReportGenerator(nn.Module):
         super().__init__()
         self.config = config
         rank = config.lora_rank
-        self.llm = load_llm(config.llm, lora=None if rank is None else LoraOptions(rank, 2 * rank, seed=config.seed))
+        lora = None if rank is None else LoraOptions(rank, 2 * rank, seed=config.seed)
+        self.llm = load_llm(config.llm, lora=lora, device=default_device())
         self.language = self.llm.model  # registered, so that LoRA weights are trained and saved
 
     def prompts(self, batch: Sequence) -> list[Prompt]:
@@ -57,16 +59,17 @@ class ReportGenerator(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, examples: Sequence, batch: int = 64) -> list[TokenLoss]:
-        """Loss of every token of the answers, given the prompts; one entry per example, in order."""
+        """Loss of every token of the answers, given the prompts; one entry per example, in order, on the CPU."""
         self.eval()
         out: list[TokenLoss | None] = [None] * len(examples)
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].prefix) + len(examples[i].text))
         for k in range(0, len(order), batch):
             chunk = [examples[i] for i in order[k : k + batch]]
             loss = prompt_loss(self.llm, self.prompts(chunk), [example.text for example in chunk])
+            nll, mask = loss.nll.cpu(), loss.mask.cpu()
             for row, i in enumerate(order[k : k + batch]):
-                n = int(loss.mask[row].sum())
-                out[i] = TokenLoss(loss.nll[row : row + 1, :n], loss.mask[row : row + 1, :n], [loss.offsets[row]])
+                n = int(mask[row].sum())
+                out[i] = TokenLoss(nll[row : row + 1, :n], mask[row : row + 1, :n], [loss.offsets[row]])
         return out
 
     def mean_loss(self, examples: Sequence) -> float:
@@ -91,7 +94,8 @@ class ReportGenerator(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "ReportGenerator":
-        """A saved model, in eval mode. RRGError where the folder holds none, or one of another version."""
+        """A saved model in eval mode, on the GPU if there is one. RRGError where the folder holds none, or one of
+        another version."""
         try:
             config = cls.Config(**json.loads((Path(folder) / "config.json").read_text()))
             weights = load_file(Path(folder) / "model.safetensors")
@@ -102,7 +106,7 @@ class ReportGenerator(nn.Module):
         wrong = unexpected + [key for key in missing if not _frozen(key)]
         if wrong:
             raise RRGError(f"the {cls.__name__} in {folder} does not fit this version: see {wrong[0]}")
-        return model.eval()
+        return model.to(default_device()).eval()
 
 
 def _frozen(key: str) -> bool:

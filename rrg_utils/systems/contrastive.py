@@ -12,11 +12,9 @@ everywhere in this course. Reports repeat whole sentences, and Eq. 1 as printed 
 one sentence which of several films it was written for. `duplicates_positive` counts any of them as right.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +29,16 @@ from rrg_utils.data import composed, synthetic
 from rrg_utils.data.composed import Composer
 from rrg_utils.data.datasets import Films, indiana, load_dataset, render_films
 from rrg_utils.data.reports import sentences
+from rrg_utils.device import default_device
 from rrg_utils.errors import RRGError
 from rrg_utils.language.sentences import load_sentence_encoder, sentence_embeddings
 from rrg_utils.language.tiny import normalise
+from rrg_utils.systems import stored
 from rrg_utils.systems.projector import Alignment, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision.encoder import as_films
-from rrg_utils.vision.features import encode, film_tokens, weights_hash
+from rrg_utils.vision.features import encode, film_tokens
 from rrg_utils.vision.pretrain import load_encoder
 
 
@@ -128,6 +128,10 @@ class ImageText(nn.Module):
         self.encoder.requires_grad_(config.train_encoder)
         text = load_sentence_encoder(config.text).width
         self.space = CommonSpace(self.encoder.width, text, config.width, config.seed)
+
+    def save(self, folder: Path) -> None:
+        """Encoder and heads."""
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -238,21 +242,14 @@ _CODE = [sys.modules[__name__], _encoder, composed, synthetic, training]
 
 
 def _folder(config: ContrastConfig) -> Path:
-    def make(folder: Path) -> None:
+    def learn(folder: Path) -> tuple[ImageText, History | None]:
         model = ImageText(config)
-        with torch.enable_grad():  # whoever asks first may do so within no_grad
-            history = train(model, config, folder / "fit") if config.epochs else None
+        history = train(model, config, folder) if config.epochs else None
         _settle(model, config)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-        (folder / "history.json").write_text(json.dumps(history and asdict(history)))
-        shutil.rmtree(folder / "fit", ignore_errors=True)
+        return model, history
 
-    inputs = asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-        "text weights": load_sentence_encoder(config.text).digest,
-    }
-    return artifact("contrast", inputs, make, code=_CODE, resume=True)
+    text = load_sentence_encoder(config.text).digest
+    return stored.training("contrast", config, learn, _CODE, **{"text weights": text})
 
 
 def trained(config: ContrastConfig) -> ImageText:
@@ -264,7 +261,7 @@ def trained(config: ContrastConfig) -> ImageText:
 
 def history(config: ContrastConfig) -> dict | None:
     """Training losses and seconds of a stage 1."""
-    return json.loads((_folder(config) / "history.json").read_text())
+    return stored.history(_folder(config))
 
 
 def tokens(films: Films, config: ContrastConfig, count: int | None = None) -> np.ndarray:
@@ -275,7 +272,7 @@ def tokens(films: Films, config: ContrastConfig, count: int | None = None) -> np
     source = _folder(config)
 
     def make(folder: Path) -> None:
-        np.save(folder / "tokens.npy", encode(trained(config).encoder, films.images[:count]))
+        np.save(folder / "tokens.npy", encode(trained(config).encoder.to(default_device()), films.images[:count]))
 
     inputs = {"films": films.key, "count": count, "model": source.name}
     folder = artifact("contrast-tokens", inputs, make, code=[_encoder])

@@ -24,10 +24,9 @@ given topics, "TA" topics and masks. Choices that the paper leaves open, all our
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,14 +40,15 @@ from rrg_utils import training
 from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
 from rrg_utils.data.anatomy import REGIONS
-from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
+from rrg_utils.data.datasets import PhantomDataset, load_dataset
+from rrg_utils.device import stacked
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import mentions, ontology, topics
 from rrg_utils.labels.ontology import TOPICS
 from rrg_utils.labels.topics import TopicSentence, decompose
 from rrg_utils.language import Prompt, generate, load_llm, prompt, prompt_loss, tiny
 from rrg_utils.metrics.baselines import derangement
-from rrg_utils.systems import base, projector
+from rrg_utils.systems import base, projector, stored
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
@@ -228,8 +228,8 @@ class LlavaTA(ReportGenerator):
         unique = {id(each): each for each in tokens}
         if not unique:
             return []
-        stacked = torch.from_numpy(np.stack(list(unique.values()))).float().to(self.llm.device)
-        projected = dict(zip(unique, self.projector(stacked), strict=True))
+        films = stacked(list(unique.values()), self.llm.device)
+        projected = dict(zip(unique, self.projector(films), strict=True))
         return [projected[id(each)] for each in tokens]
 
     def loss(self, batch: Sequence[Example], word_dropout: float = 0.0) -> Tensor:
@@ -247,8 +247,7 @@ class LlavaTA(ReportGenerator):
 
     def topic_logits(self, seen: Sequence[np.ndarray]) -> Tensor:
         """(B, topics): does a report of this film name the topic? By the classifier on the frozen tokens."""
-        tokens = torch.from_numpy(np.stack(seen)).float().to(self.llm.device)
-        return self.classifier(self.projector.relative(tokens))
+        return self.classifier(self.projector.relative(stacked(seen, self.llm.device)))
 
     @torch.no_grad()
     def asked(self, cases: Sequence[Case]) -> list[list[str]]:
@@ -318,7 +317,7 @@ class LlavaTA(ReportGenerator):
         self.eval()
         with torch.enable_grad():
             leaves = [
-                torch.from_numpy(np.stack(films)).float().to(self.llm.device).requires_grad_()
+                stacked(films, self.llm.device).requires_grad_()
                 for films in ([example.seen for example in batch], self._parts(batch))
                 if films
             ]
@@ -355,7 +354,7 @@ class LlavaTA(ReportGenerator):
             ),
             length=lambda example: len(example.text),
             validate=lambda model: model.mean_loss(of_val),
-            folder=folder and folder / "prepare",
+            folder=folder,
             name=f"LLaVA-TA, stage 2: {config.model} (seed {config.seed})",
         )
         if config.by_topic:
@@ -518,7 +517,7 @@ def _studies(batch: Sequence[Example]) -> dict[int, tuple[str, ...]]:
 def train_all(configs: Sequence[LlavaTAConfig]) -> None:
     """Make sure that several models are in the cache, training on all cores what is missing."""
     prepare_shared(configs)
-    in_parallel(_trained_folder, [_in_training(config) for config in configs])
+    in_parallel(trained_folder, [_in_training(config) for config in configs])
 
 
 def prepare_shared(configs: Sequence[LlavaTAConfig]) -> None:
@@ -547,29 +546,28 @@ def _in_training(config: LlavaTAConfig) -> LlavaTAConfig:
     return replace(config, topics="truth")
 
 
-def _trained_folder(config: LlavaTAConfig) -> Path:
-    def make(folder: Path) -> None:
-        model = LlavaTA(config)
-        train = load_dataset("phantom", "train", config.size, config.train_reports)
-        with torch.enable_grad():  # whoever asks first may do so within no_grad
-            history = model.prepare(train, load_dataset("phantom", "val", config.size, config.val_reports), folder)
-        model.save(folder)
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "prepare")
+def trained_folder(config: LlavaTAConfig) -> Path:
+    """Folder of the model of a configuration after both stages, from the cache or trained now."""
+    config = _in_training(config)
 
-    return artifact("llava-ta", _inputs(config), make, code=_CODE, resume=True)
+    def train(folder: Path) -> tuple[LlavaTA, History]:
+        model = LlavaTA(config)
+        reports = load_dataset("phantom", "train", config.size, config.train_reports)
+        return model, model.prepare(reports, load_dataset("phantom", "val", config.size, config.val_reports), folder)
+
+    return stored.training("llava-ta", config, train, _CODE)
 
 
 def trained(config: LlavaTAConfig) -> LlavaTA:
-    """The model of a configuration after both stages, from the cache or trained now."""
-    model = LlavaTA.load(_trained_folder(_in_training(config)))
+    """The model of a configuration after both stages."""
+    model = LlavaTA.load(trained_folder(config))
     model.config = config
     return model
 
 
 def history(config: LlavaTAConfig) -> dict:
     """How its training went (`rrg_utils.training.History`)."""
-    return json.loads((_trained_folder(_in_training(config)) / "history.json").read_text())
+    return stored.history(trained_folder(config))
 
 
 FILMS = ("real", "black", "another")
@@ -590,7 +588,7 @@ class Task(NamedTuple):
 
 def written(task: Task) -> list[GeneratedReport]:
     """The reports of a task with their evidence, from the cache or written now."""
-    return [GeneratedReport(*each) for each in json.loads((_written_folder(task) / "reports.json").read_text())]
+    return stored.reports(_written_folder(task))
 
 
 def write_all(tasks: Sequence[Task]) -> None:
@@ -637,18 +635,17 @@ def _views(task: Task) -> Task:
 
 
 def _written_folder(task: Task) -> Path:
-    def make(folder: Path) -> None:
+    def write() -> list[GeneratedReport]:
         model = trained(task.config)
         model.config = replace(task.config, masks=task.masks or task.config.masks)
-        found = model.generate(_shown(task), task.max_new_tokens)
-        (folder / "reports.json").write_text(json.dumps(found))
+        return model.generate(_shown(task), task.max_new_tokens)
 
     inputs = {
-        "model": _trained_folder(_in_training(task.config)).name,
+        "model": trained_folder(task.config).name,
         "topics": task.config.topics,
         **dict(zip(Task._fields[1:], task[1:], strict=True)),
     }
-    return artifact("llava-ta-reports", inputs, make, code=[sys.modules[__name__], segmentation])
+    return stored.writing("llava-ta-reports", inputs, write, [sys.modules[__name__], segmentation])
 
 
 _CODE = [
@@ -665,10 +662,3 @@ _CODE = [
     tiny,
     training,
 ]
-
-
-def _inputs(config: LlavaTAConfig) -> dict:
-    return asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-    }

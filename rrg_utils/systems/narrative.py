@@ -6,30 +6,27 @@ LLaVA-Rad's recipe: stage 1 trains the projector alone (`rrg_utils.systems.proje
 is ours: stage 2 can replace a share of the words that the model reads of its own text by random ones (`word_dropout`).
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rrg_utils import training
-from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
-from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset
+from rrg_utils.data.datasets import Films, PhantomDataset, load_dataset
 from rrg_utils.data.reports import Report
 from rrg_utils.data.synthetic import caption
+from rrg_utils.device import stacked
 from rrg_utils.language import Prompt, load_llm, prompt, tiny
-from rrg_utils.systems import base, projector
+from rrg_utils.systems import base, projector, stored
 from rrg_utils.systems.base import ReportGenerator, in_parallel
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
-from rrg_utils.vision.features import film_tokens, weights_hash
+from rrg_utils.vision.features import film_tokens
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class NarrativeVLM(ReportGenerator):
         if self.config.encoder == "annotation":
             visual = [f" {example.seen} " for example in batch]
         else:
-            visual = self.projector(torch.from_numpy(np.stack([example.seen for example in batch])).float())
+            visual = self.projector(stacked([example.seen for example in batch], self.llm.device))
         return [
             Prompt("image:", v, f"findings: {example.prefix}".rstrip())
             for v, example in zip(visual, batch, strict=True)
@@ -101,7 +98,7 @@ class NarrativeVLM(ReportGenerator):
             ),
             length=lambda example: len(example.text),
             validate=lambda model: model.mean_loss(held_out),
-            folder=folder and folder / "prepare",
+            folder=folder,
             name=f"training on reports (word dropout {config.word_dropout:g})",
         )
 
@@ -127,7 +124,7 @@ def train_all(configs: Sequence[NarrativeConfig]) -> None:
             data = load_dataset("phantom", split, config.size)
             seen(config, data.reports, lambda data=data: data.films)
     in_parallel(aligned, [_alignment(config) for config in configs if config.align_studies])
-    in_parallel(_trained_folder, configs)
+    in_parallel(trained_folder, configs)
 
 
 def _alignment(config: NarrativeConfig) -> Alignment:
@@ -136,26 +133,20 @@ def _alignment(config: NarrativeConfig) -> Alignment:
     )
 
 
-def _trained_folder(config: NarrativeConfig) -> Path:
-    def make(folder: Path) -> None:
-        model = NarrativeVLM(config)
-        train = load_dataset("phantom", "train", config.size, config.train_reports)
-        history = model.prepare(train, load_dataset("phantom", "val", config.size), folder)
-        model.save(folder)
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "prepare")
+def trained_folder(config: NarrativeConfig) -> Path:
+    """Folder of the model of a configuration after both stages, from the cache or trained now."""
 
-    return artifact("narrative", _inputs(config), make, code=_CODE, resume=True)
+    def train(folder: Path) -> tuple[NarrativeVLM, History]:
+        model = NarrativeVLM(config)
+        reports = load_dataset("phantom", "train", config.size, config.train_reports)
+        return model, model.prepare(reports, load_dataset("phantom", "val", config.size), folder)
+
+    return stored.training("narrative", config, train, _CODE)
 
 
 def trained(config: NarrativeConfig) -> NarrativeVLM:
-    """The narrative model of a configuration after both stages, from the cache or trained now."""
-    return NarrativeVLM.load(_trained_folder(config))
+    """The narrative model of a configuration after both stages."""
+    return NarrativeVLM.load(trained_folder(config))
 
 
 _CODE = [sys.modules[__name__], base, projector, composed, synthetic, prompt, tiny, training]
-
-
-def _inputs(config: NarrativeConfig) -> dict:
-    weights = None if config.encoder == "annotation" else weights_hash(config.encoder, config.size)
-    return asdict(config) | {"cohort": indiana().digest, "encoder weights": weights}

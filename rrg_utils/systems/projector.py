@@ -5,10 +5,8 @@ reports (`rrg_utils.data.composed`), as many as wanted: 2,069 real reports are t
 The papers start from projectors aligned elsewhere or train them on ten times as many reports; this way is ours.
 """
 
-import json
-import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rrg_utils import training
-from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, synthetic
 from rrg_utils.data.composed import Composer
 from rrg_utils.data.datasets import indiana, render_films
 from rrg_utils.data.reports import Report
 from rrg_utils.data.synthetic import balanced_studies
+from rrg_utils.device import default_device, stacked
 from rrg_utils.language import LanguageModel, Prompt, load_llm, prompt, prompt_loss, tiny
+from rrg_utils.systems import stored
 from rrg_utils.training import FitOptions, History, fit
-from rrg_utils.vision.features import film_tokens, merge_tokens, weights_hash
+from rrg_utils.vision.features import film_tokens, merge_tokens
 from rrg_utils.vision.pretrain import load_encoder
 
 
@@ -46,9 +45,9 @@ class FilmProjector(nn.Module):
                 nn.LayerNorm(width), nn.Linear(width, 2 * llm.width), nn.GELU(), nn.Linear(2 * llm.width, llm.width)
             )
         # Projected tokens start at the size of word embeddings, so that the frozen model meets nothing outlandish.
-        scale = llm.model.get_input_embeddings().weight.std()
+        scale = llm.model.get_input_embeddings().weight.float().std()
         with torch.no_grad():
-            self.layers[-1].weight.mul_(scale / 0.1)
+            self.layers[-1].weight.mul_((scale / 0.1).item())
             self.layers[-1].bias.zero_()
         self.register_buffer("mean", torch.zeros(shape.grid**2, shape.width))
         self.register_buffer("spread", torch.ones(shape.width))
@@ -66,6 +65,10 @@ class FilmProjector(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.layers(merge_tokens(self.relative(tokens)))
 
+    def save(self, folder: Path) -> None:
+        """All that a projector is made of."""
+        save_file(self.state_dict(), folder / "projector.safetensors")
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -75,7 +78,7 @@ class Alignment:
     encoder: str = "swin"
     llm: str = "tiny"
     studies: int = 4000  # rendered studies
-    epochs: int = 2  # each with other composed reports for the same films
+    epochs: int = 5  # each with other composed reports for the same films
     lr: float = 3e-3
     batch_size: int = 16
     seed: int = 0
@@ -97,7 +100,7 @@ def align(projector: FilmProjector, llm: LanguageModel, config: Alignment, folde
     ]
 
     def loss(projector: FilmProjector, batch: list[tuple[np.ndarray, str]]) -> Tensor:
-        visual = projector(torch.from_numpy(np.stack([seen for seen, _ in batch])).float())
+        visual = projector(stacked([seen for seen, _ in batch], llm.device))
         prompts = [Prompt("image:", tokens, "findings:") for tokens in visual]
         return prompt_loss(llm, prompts, [text for _, text in batch]).mean
 
@@ -118,19 +121,12 @@ _CODE = [sys.modules[__name__], composed, synthetic, prompt, tiny, training]
 def aligned(config: Alignment) -> Path:
     """Folder of the aligned projector, from the cache or trained now (about three minutes at the default sizes)."""
 
-    def make(folder: Path) -> None:
-        llm = load_llm(config.llm)
+    def train(folder: Path) -> tuple[FilmProjector, History]:
+        llm = load_llm(config.llm, device=default_device())
         projector = FilmProjector(llm, config.encoder, config.size, config.seed)
-        history = align(projector, llm, config, folder / "fit")
-        save_file(projector.state_dict(), folder / "projector.safetensors")
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "fit")
+        return projector, align(projector, llm, config, folder)
 
-    inputs = asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-    }
-    return artifact("projector", inputs, make, code=_CODE, resume=True)
+    return stored.training("projector", config, train, _CODE)
 
 
 def aligned_projector(config: Alignment) -> dict[str, Tensor]:

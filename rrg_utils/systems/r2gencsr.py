@@ -14,11 +14,9 @@ Before the real reports, every variant reads as many rendered studies with compo
 on, so that what it learns of contexts does not rest on 2,069 reports alone.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -29,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrg_utils import retrieval, training
-from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, rendered, synthetic
 from rrg_utils.data.datasets import Films, PhantomDataset, indiana, load_dataset, render_films
 from rrg_utils.data.rendered import RenderedStudies, rendered_studies
+from rrg_utils.device import stacked
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, tiny
 from rrg_utils.retrieval import StudyIndex, global_features, says_the_same, standardised
-from rrg_utils.systems import base, projector
+from rrg_utils.systems import base, projector, stored
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
@@ -225,10 +223,9 @@ class R2GenCSR(ReportGenerator):
 
     def tokens(self, seen: Sequence[np.ndarray]) -> Tensor:
         """Encoder tokens (N, T, d)."""
-        stacked = np.stack(seen)
         if self.config.train_encoder:
-            return self.encoder(as_films(stacked).to(self.llm.device)).tokens
-        return torch.from_numpy(stacked).float().to(self.llm.device)
+            return self.encoder(as_films(np.stack(seen)).to(self.llm.device)).tokens
+        return stacked(seen, self.llm.device)
 
     # --- training and use ---
 
@@ -382,12 +379,12 @@ def train_all(configs: Sequence[R2GenCSRConfig]) -> None:
         for data in (train, load_dataset("phantom", "val", config.size), *composed):
             examples(config, data, train)
     in_parallel(aligned, [_alignment(config) for config in configs if config.align_studies])
-    in_parallel(_trained_folder, configs)
+    in_parallel(trained_folder, configs)
 
 
 def trained(config: R2GenCSRConfig) -> R2GenCSR:
-    """The model of a configuration, from the cache or trained now."""
-    return R2GenCSR.load(_trained_folder(config))
+    """The model of a configuration."""
+    return R2GenCSR.load(trained_folder(config))
 
 
 def _train(config: R2GenCSRConfig) -> PhantomDataset:
@@ -404,20 +401,14 @@ def _alignment(config: R2GenCSRConfig) -> Alignment:
     )
 
 
-def _trained_folder(config: R2GenCSRConfig) -> Path:
-    def make(folder: Path) -> None:
-        model = R2GenCSR(config)
-        history = model.prepare(_train(config), load_dataset("phantom", "val", config.size), folder / "fit")
-        model.save(folder)
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "fit")
+def trained_folder(config: R2GenCSRConfig) -> Path:
+    """Folder of the model of a configuration, from the cache or trained now."""
 
-    inputs = asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-        "films": _train(config).films.key,
-    }
-    return artifact("r2gencsr", inputs, make, code=_CODE, resume=True)
+    def train(folder: Path) -> tuple[R2GenCSR, History]:
+        model = R2GenCSR(config)
+        return model, model.prepare(_train(config), load_dataset("phantom", "val", config.size), folder)
+
+    return stored.training("r2gencsr", config, train, _CODE, films=_train(config).films.key)
 
 
 _CODE = [sys.modules[__name__], base, projector, retrieval, composed, rendered, synthetic, prompt, tiny, training]

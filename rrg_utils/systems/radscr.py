@@ -27,7 +27,6 @@ Choices that the paper leaves open, all ours:
 """
 
 import json
-import shutil
 import sys
 import zlib
 from collections.abc import Sequence
@@ -43,16 +42,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrg_utils import training
-from rrg_utils.artifacts import artifact
 from rrg_utils.data import annotation, composed, rendered, synthetic
 from rrg_utils.data.abnormalities import ABNORMALITIES, REGION_OF
 from rrg_utils.data.anatomy import REGIONS
-from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
+from rrg_utils.data.datasets import PhantomDataset, load_dataset
 from rrg_utils.data.rendered import rendered_studies
 from rrg_utils.errors import RRGError
 from rrg_utils.labels import contradiction, mentions
 from rrg_utils.language.sentences import load_sentence_encoder
-from rrg_utils.systems import aggregate, contrastive, hypotheses, sentence_library
+from rrg_utils.systems import aggregate, contrastive, hypotheses, sentence_library, stored
 from rrg_utils.systems.aggregate import AGGREGATES, Retrieved, write
 from rrg_utils.systems.base import GeneratedReport, in_parallel
 from rrg_utils.systems.contrastive import info_nce
@@ -61,7 +59,7 @@ from rrg_utils.systems.projector import Alignment, alignment_studies
 from rrg_utils.systems.sentence_library import SentenceLibrary, Statement, Words, statements, words
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.encoder import as_films
-from rrg_utils.vision.features import film_tokens, weights_hash
+from rrg_utils.vision.features import film_tokens
 from rrg_utils.vision.pretrain import load_detector, load_encoder
 
 N = len(ABNORMALITIES)
@@ -699,7 +697,7 @@ def train_all(configs: Sequence[RadSCRConfig]) -> None:
         load_dataset("phantom", "val", config.size, config.val_reports)
         examples(config, load_dataset("phantom", "train", config.size, config.train_reports))
         rendered_examples(config)
-    in_parallel(_trained_folder, [_at_training(config) for config in configs])
+    in_parallel(trained_folder, [_at_training(config) for config in configs])
 
 
 def _at_training(config: RadSCRConfig) -> RadSCRConfig:
@@ -709,36 +707,31 @@ def _at_training(config: RadSCRConfig) -> RadSCRConfig:
     return replace(config, **{name: getattr(plain, name) for name in test_only})
 
 
-def _trained_folder(config: RadSCRConfig) -> Path:
-    def make(folder: Path) -> None:
-        train = load_dataset("phantom", "train", config.size, config.train_reports)
-        val = load_dataset("phantom", "val", config.size, config.val_reports)
-        model = RadSCR(config, SentenceLibrary.build(train.texts, config.k))
-        studies = examples(config, train) + rendered_examples(config)
-        with torch.enable_grad():  # whoever asks first may do so within no_grad
-            history = model.prepare(studies, examples(config, val), folder / "prepare")
-        model.save(folder)
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "prepare")
+def trained_folder(config: RadSCRConfig) -> Path:
+    """Folder of the system of a configuration, from the cache or trained now."""
+    config = _at_training(config)
 
-    inputs = asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-        "text weights": load_sentence_encoder(config.text).digest,
-    }
-    return artifact("radscr", inputs, make, code=_CODE, resume=True)
+    def train(folder: Path) -> tuple[RadSCR, History]:
+        data = load_dataset("phantom", "train", config.size, config.train_reports)
+        val = load_dataset("phantom", "val", config.size, config.val_reports)
+        model = RadSCR(config, SentenceLibrary.build(data.texts, config.k))
+        studies = examples(config, data) + rendered_examples(config)
+        return model, model.prepare(studies, examples(config, val), folder)
+
+    text = load_sentence_encoder(config.text).digest
+    return stored.training("radscr", config, train, _CODE, **{"text weights": text})
 
 
 def trained(config: RadSCRConfig) -> RadSCR:
-    """The system of a configuration, from the cache or trained now."""
-    model = RadSCR.load(_trained_folder(_at_training(config)))
+    """The system of a configuration."""
+    model = RadSCR.load(trained_folder(config))
     model.config = config
     return model
 
 
 def history(config: RadSCRConfig) -> dict:
     """Losses and seconds of a training."""
-    return json.loads((_trained_folder(_at_training(config)) / "history.json").read_text())
+    return stored.history(trained_folder(config))
 
 
 class Task(NamedTuple):
@@ -751,7 +744,7 @@ class Task(NamedTuple):
 
 def written(task: Task) -> list[GeneratedReport]:
     """The reports of a task with their evidence, from the cache or written now."""
-    return [GeneratedReport(*each) for each in json.loads((_written_folder(task) / "reports.json").read_text())]
+    return stored.reports(_written_folder(task))
 
 
 def write_all(tasks: Sequence[Task]) -> None:
@@ -763,18 +756,17 @@ def write_all(tasks: Sequence[Task]) -> None:
 def _written_folder(task: Task) -> Path:
     config = task.config
 
-    def make(folder: Path) -> None:
+    def reports() -> list[GeneratedReport]:
         data = load_dataset("phantom", task.split, config.size, task.limit)
-        found = trained(config).generate(examples(config, data))
-        (folder / "reports.json").write_text(json.dumps(found))
+        return trained(config).generate(examples(config, data))
 
     inputs = {
-        "model": _trained_folder(_at_training(config)).name,
+        "model": trained_folder(config).name,
         "config": asdict(config),
         "split": task.split,
         "limit": task.limit,
     }
-    return artifact("radscr-reports", inputs, make, code=[sys.modules[__name__], aggregate, contradiction])
+    return stored.writing("radscr-reports", inputs, reports, [sys.modules[__name__], aggregate, contradiction])
 
 
 _CODE = [

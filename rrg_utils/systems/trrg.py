@@ -22,12 +22,10 @@ Choices that the paper leaves open, all ours:
 - without stage 1 the two heads into the common space are random ones, so that clues are drawn by chance.
 """
 
-import json
-import shutil
 import string
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,20 +36,19 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from rrg_utils import training
-from rrg_utils.artifacts import artifact
 from rrg_utils.data import composed, rendered, synthetic
 from rrg_utils.data.abnormalities import ABNORMALITIES, OBSERVATION_OF
 from rrg_utils.data.datasets import PhantomDataset, indiana, label_vector, load_dataset
 from rrg_utils.data.rendered import RenderedStudies, rendered_studies
+from rrg_utils.device import stacked
 from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, prompt_loss, tiny
 from rrg_utils.language.sentences import load_sentence_encoder
-from rrg_utils.systems import base, contrastive, projector
+from rrg_utils.systems import base, contrastive, projector, stored
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
 from rrg_utils.systems.contrastive import CommonSpace, ContrastConfig
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
-from rrg_utils.vision.features import weights_hash
 
 # --- clue prompts -----------------------------------------------------------------------------------------------------
 
@@ -314,7 +311,7 @@ class TRRG(ReportGenerator):
     def streams(self, batch: Sequence[Example]) -> Streams:
         """Everything before the language model."""
         config, device = self.config, self.llm.device
-        v_e = torch.from_numpy(np.stack([example.seen for example in batch])).float().to(device)
+        v_e = stacked([example.seen for example in batch], device)
         v_d = self.mapper(v_e)
         weights = self.clue_weights(v_e)
         injected, c_s = self._inject(batch, weights)
@@ -380,8 +377,9 @@ class TRRG(ReportGenerator):
         out = []
         for k in range(0, len(batch), 256):
             streams = self.streams(batch[k : k + 256])
-            for report, row, which in zip(written[k : k + 256], streams.weights, streams.injected, strict=True):
-                weights = dict(zip(NAMES, (round(float(w), 4) for w in row), strict=True))
+            rows = zip(written[k : k + 256], streams.weights.tolist(), streams.injected, strict=True)
+            for report, row, which in rows:
+                weights = dict(zip(NAMES, (round(w, 4) for w in row), strict=True))
                 out.append(GeneratedReport(report.text, {"weights": weights, "injected": [NAMES[i] for i in which]}))
         return out
 
@@ -454,7 +452,7 @@ def commonest(labels: np.ndarray, k: int) -> tuple[str, ...]:
 def train_all(configs: Sequence[TRRGConfig]) -> None:
     """Make sure that several systems are in the cache, training on all cores what is missing."""
     prepare_shared(configs)
-    in_parallel(_trained_folder, configs)
+    in_parallel(trained_folder, configs)
 
 
 def prepare_shared(configs: Sequence[TRRGConfig]) -> None:
@@ -474,24 +472,21 @@ def _composed(config: TRRGConfig) -> RenderedStudies:
     return rendered_studies(alignment_studies(config.align_studies), config.size, config.seed)
 
 
-def _trained_folder(config: TRRGConfig) -> Path:
-    def make(folder: Path) -> None:
-        model = TRRG(config)
-        train = load_dataset("phantom", "train", config.size, config.train_reports)
-        with torch.enable_grad():  # whoever asks first may do so within no_grad
-            history = model.prepare(
-                train, load_dataset("phantom", "val", config.size, config.val_reports), folder / "fit"
-            )
-        model.save(folder)
-        (folder / "history.json").write_text(json.dumps(asdict(history)))
-        shutil.rmtree(folder / "fit")
+def trained_folder(config: TRRGConfig) -> Path:
+    """Folder of the system of a configuration after both stages, from the cache or trained now."""
 
-    return artifact("trrg", _inputs(config), make, code=_CODE, resume=True)
+    def train(folder: Path) -> tuple[TRRG, History]:
+        model = TRRG(config)
+        reports = load_dataset("phantom", "train", config.size, config.train_reports)
+        return model, model.prepare(reports, load_dataset("phantom", "val", config.size, config.val_reports), folder)
+
+    text = load_sentence_encoder(config.text).digest
+    return stored.training("trrg", config, train, _CODE, **{"text weights": text})
 
 
 def trained(config: TRRGConfig) -> TRRG:
-    """The system of a configuration after both stages, from the cache or trained now."""
-    return TRRG.load(_trained_folder(config))
+    """The system of a configuration after both stages."""
+    return TRRG.load(trained_folder(config))
 
 
 class Task(NamedTuple):
@@ -506,7 +501,7 @@ class Task(NamedTuple):
 
 def written(task: Task) -> list[GeneratedReport]:
     """The reports of a task with their evidence, from the cache or written now."""
-    return [GeneratedReport(*each) for each in json.loads((_written_folder(task) / "reports.json").read_text())]
+    return stored.reports(_written_folder(task))
 
 
 def write_all(tasks: Sequence[Task]) -> None:
@@ -516,24 +511,15 @@ def write_all(tasks: Sequence[Task]) -> None:
 
 
 def _written_folder(task: Task) -> Path:
-    def make(folder: Path) -> None:
+    def write() -> list[GeneratedReport]:
         model = trained(task.config)
         if task.k is not None:
             model.config = replace(task.config, k=task.k)
         data = load_dataset("phantom", task.split, task.config.size, task.limit)
-        found = model.generate(examples(model.config, data), task.max_new_tokens)
-        (folder / "reports.json").write_text(json.dumps(found))
+        return model.generate(examples(model.config, data), task.max_new_tokens)
 
-    inputs = {"model": _trained_folder(task.config).name} | dict(zip(Task._fields[1:], task[1:], strict=True))
-    return artifact("trrg-reports", inputs, make)
+    inputs = {"model": trained_folder(task.config).name} | dict(zip(Task._fields[1:], task[1:], strict=True))
+    return stored.writing("trrg-reports", inputs, write)
 
 
 _CODE = [sys.modules[__name__], base, contrastive, projector, composed, rendered, synthetic, prompt, tiny, training]
-
-
-def _inputs(config: TRRGConfig) -> dict:
-    return asdict(config) | {
-        "cohort": indiana().digest,
-        "encoder weights": weights_hash(config.encoder, config.size),
-        "text weights": load_sentence_encoder(config.text).digest,
-    }
