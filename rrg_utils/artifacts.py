@@ -16,18 +16,23 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
+from rrg_utils import processes
 from rrg_utils.errors import RRGError
 
 log = logging.getLogger("rrg")
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
+LOOK = 30.0  # seconds between two looks at a lock that another launch holds
+SHARED = 120.0  # seconds until a folder made on one machine must be seen on the others
 _kept_out: ContextVar[frozenset[str]] = ContextVar("kept_out", default=frozenset())
 
 
@@ -61,6 +66,7 @@ def artifact(
     code: Sequence[ModuleType] = (),
     *,
     resume: bool = False,
+    together: bool = False,
 ) -> Path:
     """Folder made by `make(folder)`, from the cache if it is there.
 
@@ -70,16 +76,39 @@ def artifact(
 
     `make` gets an empty folder. With `resume=True` it may instead get what an interrupted call left there, and must
     continue from its own checkpoints (or overwrite them); what it leaves when it returns is the entry.
+
+    Under `accelerate launch` or `torchrun` one process makes an entry and the others wait, as any processes do. With
+    `together=True` all processes of the launch call `make` on the same folder, which must lie on a disk that they
+    share: for a `make` that trains (`rrg_utils.training.fit` meets the other processes at every step). All processes
+    must ask for such an entry, and write their files in the main process only:
+
+        def make(folder):
+            history = fit(model, ..., folder=folder / "fit")          # in every process
+            if is_main_process():
+                save_file(model.state_dict(), folder / "model.safetensors")
+                shutil.rmtree(folder / "fit")
+
+    A process in which `make` fails ends with its error, and the launcher ends the others. Without a launch `together`
+    changes nothing.
+
     Nothing is printed: progress goes to the logger "rrg" (see `log_to`).
 
-    Raises RRGError if the cache folder cannot be written or the disk is full; whatever `make` raises passes through.
+    Raises RRGError if the cache folder cannot be written or the disk is full, or is not shared by the machines of a
+    launch; whatever `make` raises passes through.
     """
     key = key_of(kind, inputs, code)
     entry = cache_dir() / kind / key
+    if together and processes.count() > 1 and processes.alone() is None:
+        return _made_together(entry, kind, inputs, make, resume)
     if _fault(entry) is None:
         return entry
     if kind in _kept_out.get():
         raise NotBuilt(kind, key)
+    if together and (maker := processes.alone()):
+        raise RRGError(
+            f"{kind} {key} is made by all processes of a launch, but is not in the cache while one of them makes "
+            f"{maker}: ask for it before, or run once without a launcher"
+        )
     _ensure_writable(entry.parent)
     lock = FileLock(f"{entry}.lock")
     try:
@@ -104,30 +133,107 @@ def log_to(stream) -> None:
 
 def _build(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None], resume: bool) -> Path:
     """Make the entry while its lock is held."""
-    fault = _fault(entry)
-    if fault is None:  # another process finished it while this one waited
+    folder = _folder_to_fill(entry, kind, resume)
+    if folder is None:  # another process finished it while this one waited
         return entry
+    start = time.monotonic()
+    with _tidied(folder, kind, resume):
+        with processes.one_makes(kind):
+            make(folder)
+        _finish(folder, entry, kind, inputs, start)
+    return entry
+
+
+def _made_together(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None], resume: bool) -> Path:
+    """The entry, made by all processes of the launch; the main one looks, locks and renames for all."""
+    if _by_main(lambda: _fault(entry) is None):
+        _seen(entry)
+        return entry
+    if kind in _kept_out.get():
+        raise NotBuilt(kind, entry.name)
+    _by_main(lambda: _ensure_writable(entry.parent))
+    lock = FileLock(f"{entry}.lock")  # acquired by the main process only
+    try:
+        # The others hear from it now and then, or they would take it for dead.
+        if not _by_main(lambda: _locked(lock, 0)):
+            log.info("waiting for another process that builds %s %s", kind, entry.name)
+            while not _by_main(lambda: _locked(lock, LOOK)):
+                pass
+        folder = _by_main(lambda: _folder_to_fill(entry, kind, resume))
+        if folder is not None:
+            _seen(folder)
+            start = time.monotonic()
+            with _tidied(folder, kind, resume) if processes.is_main_process() else nullcontext():
+                make(folder)
+                processes.wait_for_everyone()
+                _by_main(lambda: _finish(folder, entry, kind, inputs, start))
+    finally:
+        lock.release()
+    _seen(entry)
+    return entry
+
+
+def _by_main(call: Callable[[], T]) -> T:
+    """What `call` returns in the main process, in every process; where it raises, all do."""
+    result = error = None
+    if processes.is_main_process():
+        try:
+            result = call()
+        except Exception as caught:
+            error = caught
+    result, said = processes.from_main((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    if said is not None:
+        raise RRGError(said)
+    return result
+
+
+def _locked(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def _seen(folder: Path) -> None:
+    """Wait until a folder that the main process made is seen here: network file systems take their time."""
+    end = time.monotonic() + SHARED
+    while not folder.is_dir():
+        if time.monotonic() > end:
+            raise RRGError(
+                f"{folder} was made by the main process and is not seen by process {os.environ.get('RANK')}: "
+                "set RRG_CACHE to a folder that all machines of the launch share"
+            )
+        time.sleep(0.1)
+        with suppress(OSError):
+            os.listdir(folder.parent)  # makes NFS look again
+
+
+def _folder_to_fill(entry: Path, kind: str, resume: bool) -> Path | None:
+    """Where to make an entry whose lock is held, or None if it is whole."""
+    fault = _fault(entry)
+    if fault is None:
+        return None
     if entry.exists():
         log.warning("cache entry %s %s is damaged (%s): rebuilding it", kind, entry.name, fault)
         shutil.rmtree(entry)
     _remove_abandoned(entry.parent)
-
     folder = entry.with_name(f"{entry.name}.{'partial' if resume else 'tmp'}")
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    start = time.monotonic()
-    try:
+    with _tidied(folder, kind, resume):
         folder.mkdir(exist_ok=True)
-        log.info("%s %s %s", "resuming" if any(folder.iterdir()) else "building", kind, entry.name)
-        make(folder)
-        files = {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
-        }
-        manifest = {"kind": kind, "inputs": inputs, "seconds": round(time.monotonic() - start, 1), "files": files}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        folder.rename(entry)
+    log.info("%s %s %s", "resuming" if any(folder.iterdir()) else "building", kind, entry.name)
+    return folder
+
+
+@contextmanager
+def _tidied(folder: Path, kind: str, resume: bool) -> Iterator[None]:
+    """After a failure nothing is left but what can be resumed; a full disk is one clear line."""
+    try:
+        yield
     except BaseException as error:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
@@ -137,8 +243,19 @@ def _build(entry: Path, kind: str, inputs: Mapping, make: Callable[[Path], None]
                 "or set RRG_CACHE to a folder on a larger disk"
             ) from error
         raise
+
+
+def _finish(folder: Path, entry: Path, kind: str, inputs: Mapping, start: float) -> None:
+    """Write the manifest and give the folder its name."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {"kind": kind, "inputs": inputs, "seconds": round(time.monotonic() - start, 1), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    folder.rename(entry)
     log.info("built %s %s in %.0f s", kind, entry.name, time.monotonic() - start)
-    return entry
 
 
 def key_of(kind: str, inputs: Mapping, code: Sequence[ModuleType] = ()) -> str:

@@ -2,8 +2,13 @@
 
     history = fit(model, lambda model, batch: model.loss(batch), studies, collate=list, options=FitOptions(epochs=5))
 
-The same call trains on a laptop, on a GPU and, under `accelerate launch` or `torchrun`, in several
-processes.
+The same call trains on a laptop, on a GPU and, under `accelerate launch` or `torchrun`, in several processes, which
+share out every batch. Two processes with batches of 8 train as one with batches of 16: the batches are the same, and
+the processes' losses are weighted by their numbers of examples. That is exact, to rounding, for a loss that is a mean
+over examples; a mean over tokens or a contrast within a batch is taken in each process's share, and differs a little.
+
+The processor runs ahead of a GPU: losses stay there and are looked at every `READ_EVERY` steps, before a checkpoint
+and at the end of an epoch.
 
 Exact resume. Everything random in a step (the order of the examples, dropout, augmentation drawn from the global
 torch, numpy or `random` generators) is a function of (seed, epoch, step, process) and not of what ran before, so a
@@ -24,29 +29,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from rrg_utils import processes
 from rrg_utils.errors import RRGError
+from rrg_utils.processes import is_main_process
 
 log = logging.getLogger("rrg")
 
 KEPT_CHECKPOINTS = 2  # the last one, and the one before it in case the last is damaged
+READ_EVERY = 50  # steps of a GPU after which its losses are read
 BUCKET_BATCHES = 32  # examples are sorted by length within this many batches, so the order stays random beyond them
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to train. Sizes count per process, as in accelerate.
+    """How to train. `batch_size` counts per process, as in accelerate.
 
     `warmup` is the share of all optimiser steps in which the rate rises linearly; it then falls to zero along a cosine.
     `patience` is the number of epochs without a better validation value after which training stops (None: never).
@@ -129,17 +137,21 @@ def fit(
     if len(train) == 0:
         raise RRGError("nothing to train on: the list of training examples is empty")
 
-    # Precision is ours (see _Step), because accelerate fixes one precision per Python process.
-    accelerator = Accelerator(mixed_precision="no")
+    if what := processes.alone():
+        raise RRGError(
+            f"{name}: one process makes {what} while the others of the launch wait for it, so they cannot train: "
+            "make it by artifact(..., together=True)"
+        )
+    accelerator = _accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     bf16 = options.precision == "bf16" or (options.precision == "auto" and autocast_bf16(accelerator.device))
     lengths = None if length is None else [int(length(example)) for example in train]
     optimizer = torch.optim.AdamW(trainable.values(), lr=options.lr, weight_decay=options.weight_decay)
     step, optimizer = accelerator.prepare(_Step(module, loss, accelerator.device.type, bf16), optimizer)
 
-    batches = len(_plan(len(train), lengths, options, epoch=0))
-    own = -(-batches // world)  # batches of one process in one epoch
-    groups = -(-own // options.accumulate)  # optimiser steps in one epoch
+    shared = replace(options, batch_size=options.batch_size * world)  # every batch is shared out among the processes
+    batches = len(_plan(len(train), lengths, shared, epoch=0))
+    groups = -(-batches // options.accumulate)  # optimiser steps in one epoch
     total = groups * options.epochs
     run = {"options": asdict(options), "examples": len(train), "processes": world, "weights": _shapes(trainable)}
 
@@ -147,7 +159,7 @@ def fit(
     best: dict[str, Tensor] | None = None
     if folder is not None:
         folder = Path(folder)
-        loaded = _load_checkpoint(folder, run)
+        loaded = _load_checkpoint(folder, run, rank)
         if loaded is not None:
             state, weights, best, moments = loaded
             _set_weights(module, weights)
@@ -155,9 +167,41 @@ def fit(
     if state.epoch or state.group:
         log.info("%s goes on at epoch %d of %d", name, state.epoch + 1, options.epochs)
 
+    if len({*processes.from_all((state.epoch, state.group))}) > 1:
+        raise RRGError(f"{name}: the processes found different checkpoints: {folder} must lie on a disk that all share")
+    unread: list[tuple[int, list[Tensor]]] = []  # steps, and their losses where they were computed
+
+    def read() -> float:
+        """Look at the losses since the last time: here the processor waits for a GPU. Returns the last."""
+        found = iter(torch.stack([each for _, losses in unread for each in losses]).tolist() if unread else ())
+        value = math.nan
+        for number, losses in unread:
+            value = 0.0
+            for _ in losses:  # not sum(), whose rounding depends on the version of Python
+                value += next(found)
+            if not math.isfinite(value):
+                raise RRGError(
+                    f"{name}: the loss became {value} in epoch {state.epoch + 1}, step {number} of {groups}: "
+                    f"lower lr (now {options.lr:g}) or look for values in the data that are not finite"
+                )
+            state.total += value * len(losses)
+            state.count += len(losses)
+        unread.clear()
+        return value
+
+    def check() -> None:
+        """Refuse what is not finite, so that it is never kept."""
+        read()
+        if not torch.stack([weights.detach().isfinite().all() for weights in trainable.values()]).all():
+            raise RRGError(
+                f"{name}: a weight became NaN or infinite in epoch {state.epoch + 1}, by step {state.group}, "
+                f"though no loss was: lower lr (now {options.lr:g}) or set grad_clip"
+            )
+
     def save() -> None:
-        if folder is not None and accelerator.is_main_process:
-            _save_checkpoint(folder, run, state, _weights(module), best, optimizer.state_dict())
+        totals = processes.from_all(state.total)
+        if folder is not None and is_main_process():
+            _save_checkpoint(folder, run, state, totals, _weights(module), best, optimizer.state_dict())
         accelerator.wait_for_everyone()
 
     show = sys.stderr.isatty() if progress is None else progress
@@ -167,19 +211,21 @@ def fit(
         desc=name,
         unit="step",
         file=sys.stderr,
-        disable=not (show and accelerator.is_main_process),
+        disable=not (show and is_main_process()),
     )
+    pinned = accelerator.device.type == "cuda"
     clock = time.perf_counter()
     with bar, _global_rng_kept():
         while state.epoch < options.epochs and not state.history.stopped:
             _train_mode(module)
-            plan = _plan(len(train), lengths, options, state.epoch)
-            plan = [plan[i % batches] for i in range(rank, own * world, world)]
+            plan = _plan(len(train), lengths, shared, state.epoch)
+            shares = [_share(batch, rank, world, options) for batch in plan]
             loader = DataLoader(
                 train,
-                batch_sampler=plan[state.group * options.accumulate :],
+                batch_sampler=[indices for indices, _ in shares[state.group * options.accumulate :]],
                 collate_fn=collate or list,
                 num_workers=options.workers,
+                pin_memory=pinned,
                 generator=torch.Generator().manual_seed(options.seed),  # else it would draw from the global generator
             )
             stream = iter(loader)
@@ -188,37 +234,34 @@ def fit(
                 done = state.epoch * groups + state.group
                 for group in optimizer.param_groups:
                     group["lr"] = options.lr * _rate(done, total, options.warmup)
-                size = min(options.accumulate, own - state.group * options.accumulate)
-                value = 0.0
-                for micro in range(size):
-                    batch = send_to_device(next(stream), accelerator.device)
-                    with nullcontext() if micro == size - 1 else accelerator.no_sync(step):
-                        result = step(batch) / size
+                own = shares[state.group * options.accumulate :][: options.accumulate]
+                losses = []
+                for _, weight in own:
+                    batch = send_to_device(next(stream), accelerator.device, non_blocking=pinned)
+                    with nullcontext() if len(losses) == len(own) - 1 else accelerator.no_sync(step):
+                        result = step(batch) * weight / len(own)
                         accelerator.backward(result)
-                    value += result.item()
-                if not math.isfinite(value):
-                    raise RRGError(
-                        f"{name}: the loss became {value} in epoch {state.epoch + 1}, step {state.group + 1} of "
-                        f"{groups}: lower lr (now {options.lr:g}) or look for values in the data that are not finite"
-                    )
+                    losses.append(result.detach())
+                unread.append((state.group + 1, losses))
+                if len(unread) >= _steps_unread(accelerator.device):
+                    bar.set_postfix(loss=f"{read():.3f}", refresh=False)
                 if options.grad_clip is not None:
                     accelerator.clip_grad_norm_(trainable.values(), options.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                state.total += value * size
-                state.count += size
                 state.group += 1
                 bar.update()
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
                 if options.checkpoint_every and (done + 1) % options.checkpoint_every == 0 and state.group < groups:
+                    check()
                     clock = _tick(state, clock)
                     save()
 
+            check()
             sums = accelerator.reduce(torch.tensor([state.total, state.count], device=accelerator.device))
             state.history.train.append((sums[0] / sums[1]).item())
             if validate is not None:
                 value = _validate(module, validate)
-                value = broadcast_object_list([value])[0]  # all processes must agree on when to stop
+                value = processes.from_main(value)  # all processes must agree on when to stop
                 if not math.isfinite(value):
                     raise RRGError(f"{name}: the validation value became {value} after epoch {state.epoch + 1}")
                 history = state.history
@@ -247,6 +290,14 @@ def autocast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _accelerator() -> Accelerator:
+    """Precision is ours (see `_Step`), because accelerate fixes one precision per Python process."""
+    on_cpu = processes.state().device.type == "cpu"
+    # Which parameters a loss needs may depend on the batch: a batch without clues, a film on which nothing is found.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[parallel])
 
 
 class _Step(nn.Module):
@@ -289,6 +340,23 @@ def _plan(n: int, lengths: list[int] | None, options: FitOptions, epoch: int) ->
         bucket = sorted(order[i : i + size * BUCKET_BATCHES].tolist(), key=lengths.__getitem__)
         batches += [bucket[j : j + size] for j in range(0, len(bucket), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _steps_unread(device: torch.device) -> int:
+    """After how many steps losses are read; the processor need not wait for its own."""
+    return 1 if device.type == "cpu" else READ_EVERY
+
+
+def _share(batch: list[int], rank: int, world: int, options: FitOptions) -> tuple[list[int], float]:
+    """The part of a batch that a process computes, and the weight of its loss in the mean over processes.
+
+    No part is a single example, with which a contrast or a batch norm can do nothing, unless `batch_size` is 1: of a
+    last batch too small for that, several processes compute the same part.
+    """
+    parts = min(world, max(1, len(batch) // min(2, options.batch_size)))
+    part = batch[rank % parts :: parts]
+    same = len(range(rank % parts, world, parts))  # processes that compute this part
+    return part, len(part) / len(batch) * world / same
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
@@ -357,9 +425,18 @@ def _shapes(parameters: dict[str, Tensor]) -> str:
 
 
 def _save_checkpoint(
-    folder: Path, run: dict, state: _State, weights: dict[str, Tensor], best: dict[str, Tensor] | None, moments: dict
+    folder: Path,
+    run: dict,
+    state: _State,
+    totals: list[float],
+    weights: dict[str, Tensor],
+    best: dict[str, Tensor] | None,
+    moments: dict,
 ) -> None:
-    """Write `folder/step-EEEE-SSSSSS` through a temporary folder and a rename, then drop old ones."""
+    """Write `folder/step-EEEE-SSSSSS` through a temporary folder and a rename, then drop old ones.
+
+    Processes differ in nothing but their sum of losses: `totals` has one for each.
+    """
     target = folder / f"step-{state.epoch:04d}-{state.group:06d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     try:
@@ -371,7 +448,7 @@ def _save_checkpoint(
         torch.save(moments, temporary / "optimizer.pt")
         files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "state.json").write_text(
-            json.dumps({"run": run, "state": asdict(state), "files": files}, indent=1)
+            json.dumps({"run": run, "state": asdict(state), "totals": totals, "files": files}, indent=1)
         )
         if target.exists():  # a damaged one that was passed over
             shutil.rmtree(target)
@@ -385,7 +462,7 @@ def _save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _load_checkpoint(folder: Path, run: dict) -> tuple[_State, dict, dict | None, dict] | None:
+def _load_checkpoint(folder: Path, run: dict, rank: int) -> tuple[_State, dict, dict | None, dict] | None:
     """The newest readable checkpoint of this very run; None if there is none at all."""
     found = _checkpoints(folder)
     for path in found:
@@ -398,11 +475,12 @@ def _load_checkpoint(folder: Path, run: dict) -> tuple[_State, dict, dict | None
             best = load_file(path / "best.safetensors") if "best.safetensors" in saved["files"] else None
             moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
             state = _State(**{**saved["state"], "history": History(**saved["state"]["history"])})
-            other = saved["run"]
+            other, totals = saved["run"], saved["totals"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("checkpoint %s cannot be read (%s): going back to the one before", path, error)
             continue
         _check_same_run(path, other, run)
+        state.total = totals[rank]
         return state, weights, best, moments
     if found:
         raise RRGError(f"no checkpoint in {folder} can be read: delete that folder to train from the start")

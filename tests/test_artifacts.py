@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from pathlib import Path
 from types import ModuleType
 
+import launch
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rrg_utils import artifacts
-from rrg_utils.artifacts import artifact, cache_dir
+from rrg_utils import artifacts, processes
+from rrg_utils.artifacts import artifact, cache_dir, key_of
 from rrg_utils.errors import RRGError
 
 
@@ -249,3 +253,105 @@ def test_every_python_reads_the_same_program():
     body = "[Return(value=Call(func=Name(id='g', ctx=Load()), args=[], keywords=[]))]"
     function = f"FunctionDef(name='f', args={arguments}, body={body}, decorator_list=[])"
     assert artifacts._program("def f(x):\n    return g()\n") == f"Module(body=[{function}], type_ignores=[])"
+
+
+# --- several processes of one launch ----------------------------------------------------------------------------------
+
+
+def met(folder) -> None:
+    """As a training does: the processes meet before anything is written, and the main one writes."""
+    met_by = processes.from_all(processes.is_main_process())
+    with (folder / f"made-{os.environ['RANK']}.txt").open("a") as file:
+        file.write("made\n")
+    if processes.is_main_process():
+        (folder / "met.json").write_text(json.dumps(met_by))
+
+
+def one_process() -> list:
+    """What a process of the launch is given and told."""
+    said = [artifact("both", {"n": 1}, met, resume=resume, together=True).name for resume in (False, True)]
+    made = Maker()
+    artifact("either", {"n": 1}, made)  # one makes it, the other waits
+    said.append(sum(processes.from_all(made.calls)))
+
+    def nested(folder):
+        artifact("both", {"n": 1}, met, together=True)  # is there: no meeting
+        artifact("both", {"n": 2}, met, together=True)
+
+    def trains(folder):
+        fit(nn.Linear(1, 1), None, [0], name="alone")
+
+    for make in (nested, trains):
+        try:  # whoever is second in line fails as well
+            artifact("either", {"make": make.__name__}, make)
+        except RRGError as error:
+            said.append(str(error))
+    with artifacts.only_from_cache(["both"]):
+        try:
+            artifact("both", {"n": 3}, met, together=True)
+        except artifacts.NotBuilt as error:
+            said.append(str(error))
+    processes.wait_for_everyone()
+    held = FileLock(cache_dir() / "both" / f"{key_of('both', {'n': 4})}.lock", thread_local=False)
+    if processes.is_main_process():  # as if another launch were at it
+        held.acquire()
+        threading.Timer(0.6, held.release).start()
+    artifacts.LOOK = 0.1
+    said.append(artifact("both", {"n": 4}, met, together=True).name)
+    full = cache_dir() / "full"
+    if processes.is_main_process():
+        full.write_text("a file where a folder is needed")
+    processes.wait_for_everyone()
+    try:
+        artifact("full", {}, met, together=True)
+    except RRGError as error:
+        said.append(str(error))
+    return said
+
+
+def test_the_processes_of_a_launch_make_an_entry_together(cache, tmp_path):
+    workers = launch.start(2, __file__, tmp_path)
+    printed = launch.outputs(workers)
+    assert [worker.returncode for worker in workers] == [0, 0], printed
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    key, again, made, nested, trains, missing, waited, refused = first
+    assert key == again
+    assert made == 1
+    assert "both" in nested
+    assert "is made by all processes of a launch, but is not in the cache while one of them makes either" in nested
+    assert trains.startswith("alone: one process makes either while the others of the launch wait")
+    assert missing.endswith("is not in the cache")
+    assert "cannot write to the cache folder" in refused
+    for name in (key, waited):
+        entry = cache / "both" / name
+        assert json.loads((entry / "met.json").read_text()) == [True, False]
+        assert [(entry / f"made-{rank}.txt").read_text() for rank in range(2)] == ["made\n"] * 2
+        assert {*json.loads((entry / "manifest.json").read_text())["files"]} == {
+            "met.json",
+            "made-0.txt",
+            "made-1.txt",
+        }
+    assert not [*(cache / "both").glob("*.tmp"), *(cache / "both").glob("*.partial")]
+
+
+def test_a_cache_that_the_machines_do_not_share_is_refused(cache, monkeypatch):
+    monkeypatch.setattr(artifacts, "SHARED", 0.2)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(RRGError, match=r"not seen by process 3: set RRG_CACHE to a folder that all machines"):
+        artifacts._seen(cache / "kind" / "key.partial")
+
+
+def test_together_without_a_launch_is_as_ever():
+    make = Maker()
+    folders = {artifact("kind", {"together": True}, make, together=together) for together in (True, False)}
+    assert (len(folders), make.calls) == (1, 1)
+
+
+if __name__ == "__main__":
+    from torch import nn
+
+    from rrg_utils.training import fit
+
+    (Path(sys.argv[1]) / f"{os.environ['RANK']}.json").write_text(json.dumps(one_process()))
+    processes.state().destroy_process_group()

@@ -3,10 +3,14 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -14,8 +18,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from rrg_utils import training
 from rrg_utils.errors import RRGError
-from rrg_utils.training import FitOptions, _plan, _rate, autocast_bf16, fit
+from rrg_utils.training import FitOptions, _plan, _rate, _share, autocast_bf16, fit
 
 DIGITS = load_digits()
 EXAMPLES = [
@@ -285,37 +290,130 @@ def test_loss_that_is_not_finite():
         fit(model(), lambda net, batch: loss(net, batch) * float("nan"), TRAIN, collate=collate)
 
 
-TWO_PROCESSES = """
-import os, sys, torch
-from torch import nn
-from rrg_utils.training import FitOptions, fit
-torch.set_num_threads(1)
-torch.manual_seed(0)
-net = nn.Linear(4, 1)
-data = [torch.randn(4) for _ in range(37)]
-history = fit(net, lambda net, x: (net(x) - x.sum(1, keepdim=True)).square().mean(), data, collate=torch.stack,
-              options=FitOptions(epochs=3, batch_size=4, lr=0.05), validate=lambda net: net.bias.abs().item(),
-              folder=sys.argv[1])
-line = " ".join(f"{w:.9f}" for w in net.weight[0].tolist()) + f" {len(history.train)}"
-open(f"{sys.argv[2]}-{os.environ['RANK']}", "w").write(line)  # one file each: their prints may interleave
-"""
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    """A gradient can be infinite where the loss is not: the square root at zero."""
+    net = nn.Linear(64, 1, bias=False)
+    nn.init.zeros_(net.weight)
+
+    def rooted(net, batch):
+        return net(batch[0]).abs().sqrt().mean()
+
+    options = FitOptions(epochs=1, batch_size=100, checkpoint_every=1, grad_clip=None, precision="fp32")
+    with pytest.raises(RRGError, match=r"a weight became NaN or infinite in epoch 1, by step 1.*lower lr"):
+        fit(net, rooted, TRAIN, collate=collate, options=options, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_agree(tmp_path):
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    # accelerate launch wants a GPU or MPI for several processes on one machine; torchrun is what it calls there.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, tmp_path / "script.py", tmp_path / "run", tmp_path / "weights"],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+def test_losses_are_read_only_now_and_then_from_a_device(tmp_path, monkeypatch):
+    """As on a GPU, simulated on the processor: the same bits, and the error names the very step."""
+    whole, seldom = model(), model()
+    expected = fit(whole, loss, TRAIN, collate=collate, options=OPTIONS, validate=held_out)
+    monkeypatch.setattr(training, "_steps_unread", lambda device: 5)
+    history = fit(seldom, loss, TRAIN, collate=collate, options=OPTIONS, validate=held_out, folder=tmp_path)
+    assert same(seldom, whole)
+    assert (history.train, history.validation) == (expected.train, expected.validation)
+
+    batches = 0
+
+    def failing(net, batch):
+        nonlocal batches
+        batches += 1
+        return loss(net, batch) * (float("nan") if batches == 7 else 1)
+
+    with pytest.raises(RRGError, match=r"loss became nan in epoch 1, step 4 of 7"):
+        fit(
+            model(),
+            failing,
+            TRAIN,
+            collate=collate,
+            options=replace(OPTIONS, checkpoint_every=6),
+            folder=tmp_path / "x",
+        )
+    assert batches == 10, "it was noticed at the fifth step"
+    assert not (tmp_path / "x").exists()
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_processes_share_out_every_batch(world, batch_size):
+    """Weighted by what each computes, the processes' means are the mean of the batch; every example counts alike."""
+    options = FitOptions(batch_size=batch_size)
+    for size in range(1, batch_size * world + 1):
+        batch = list(range(100, 100 + size))
+        shares = [_share(batch, rank, world, options) for rank in range(world)]
+        counted = Counter()
+        for part, weight in shares:
+            assert len(part) <= batch_size + 1
+            assert len(part) > 1 or batch_size == 1 or size == 1
+            counted.update({i: weight / len(part) / world for i in part})
+        assert dict(counted) == pytest.approx(dict.fromkeys(batch, 1 / size))
+    assert _share(batch, 0, 1, options) == (batch, 1.0)
+
+
+NUMBERS = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(37)]
+TOGETHER = FitOptions(epochs=3, batch_size=8, lr=0.05, accumulate=2, checkpoint_every=1)
+
+
+def learn(folder=None, kill_at: int | None = None, **changes) -> dict:
+    """A small regression: the loss curve to the last bit and the weights. Five batches an epoch, the last of five."""
+    steps = 0
+
+    def squares(net, x):
+        nonlocal steps
+        steps += 1
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (net(x) - x.square().sum(1, keepdim=True)).square().mean()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    history = fit(
+        net,
+        squares,
+        NUMBERS,
+        collate=torch.stack,
+        options=replace(TOGETHER, **changes),
+        length=lambda x: int(100 * x.abs().sum()),
+        validate=lambda net: net(torch.stack(NUMBERS)).mean().abs().item(),
+        folder=folder,
+    )
+    weights = torch.cat([p.detach().flatten() for p in net.parameters()]).tolist()
+    return {"train": history.train, "validation": history.validation, "weights": weights}
+
+
+def test_two_processes_train_as_one_and_go_on_after_being_killed(tmp_path):
+    """Two processes with half the batch each, against one here; then both killed within the second epoch, again."""
+    one = learn()
+    killed = launch.start(2, __file__, tmp_path, 8)
+    said = launch.outputs(killed)
+    assert [worker.returncode for worker in killed] == [-signal.SIGKILL] * 2, said
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left[-1] == "step-0001-000001"
+
+    again = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", __file__, tmp_path, "0"],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = ((tmp_path / f"weights-{rank}").read_text() for rank in range(2))
+    assert again.returncode == 0, again.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert first.endswith(" 3")
+    assert first["resumed"] == first["whole"], "a killed run ends as one that was never interrupted, to the last bit"
+    for what, values in one.items():
+        assert first["whole"][what] == pytest.approx(values, rel=1e-4, abs=1e-6), what
     state = json.loads((sorted((tmp_path / "run").iterdir())[-1] / "state.json").read_text())
     assert state["run"]["processes"] == 2
+
+
+if __name__ == "__main__":
+    to, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+    each = TOGETHER.batch_size // 2
+    found = {"resumed": learn(to / "run", kill_at or None, batch_size=each)}
+    found["whole"] = learn(batch_size=each)
+    (to / f"{os.environ['RANK']}.json").write_text(json.dumps(found))  # one file each: their prints may interleave

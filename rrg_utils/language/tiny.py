@@ -41,6 +41,7 @@ from rrg_utils.data.synthetic import balanced_studies, caption
 from rrg_utils.language import prompt
 from rrg_utils.language.models import LanguageModel, no_bars
 from rrg_utils.language.prompt import Prompt, TokenLoss, prompt_loss
+from rrg_utils.processes import from_main, is_main_process
 from rrg_utils.training import FitOptions, History, fit
 
 
@@ -94,7 +95,7 @@ def build_tiny(options: TinyOptions | None = None) -> Path:
 
     digest = hashlib.sha256(json.dumps([train, val]).encode()).hexdigest()
     inputs = {"text": digest, "options": asdict(options)}
-    return artifact("tiny-lm", inputs, make, code=[sys.modules[__name__], prompt, training], resume=True)
+    return artifact("tiny-lm", inputs, make, code=[sys.modules[__name__], prompt, training], resume=True, together=True)
 
 
 def describe(report: Report) -> str:
@@ -151,7 +152,8 @@ def train_tiny(train: list[Document], val: list[Document], folder: Path, options
     Only the reports count in the loss: a description is given, and what it says of a synthetic study cannot be guessed.
     History holds losses in nats per report token.
     """
-    tokenizer = train_tokenizer((f"{document.prompt} {document.text}" for document in train), options.vocabulary)
+    texts = (f"{document.prompt} {document.text}" for document in train)
+    tokenizer = from_main(train_tokenizer(texts, options.vocabulary))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.width,
@@ -187,8 +189,9 @@ def train_tiny(train: list[Document], val: list[Document], folder: Path, options
         folder=checkpoints,
         name="tiny language model",
     )
-    with no_bars():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(checkpoints)
+    if is_main_process():
+        with no_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        shutil.rmtree(checkpoints)
     return history

@@ -31,6 +31,7 @@ from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import REGIONS
 from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
 from rrg_utils.errors import RRGError
+from rrg_utils.processes import is_main_process
 from rrg_utils.training import FitOptions, fit
 from rrg_utils.vision.encoder import as_films
 
@@ -207,11 +208,13 @@ def _trained_folder(config: SegmentationConfig) -> Path:
         data = load_dataset("phantom", "train", config.size, config.reports)
         with torch.enable_grad():
             model = train(config, data, true_masks(data), folder / "fit")
-        save_file(model.state_dict(), folder / "unet.safetensors")
-        (folder / "config.json").write_text(json.dumps(asdict(config)))
-        shutil.rmtree(folder / "fit")
+        if is_main_process():
+            save_file(model.state_dict(), folder / "unet.safetensors")
+            (folder / "config.json").write_text(json.dumps(asdict(config)))
+            shutil.rmtree(folder / "fit")
 
-    return artifact("unet", asdict(config) | {"cohort": indiana().digest}, make, code=_CODE, resume=True)
+    inputs = asdict(config) | {"cohort": indiana().digest}
+    return artifact("unet", inputs, make, code=_CODE, resume=True, together=True)
 
 
 def predicted_masks(data: PhantomDataset, config: SegmentationConfig | None = None) -> Masks:
