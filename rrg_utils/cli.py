@@ -135,6 +135,9 @@ def pretrain_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     studies: Annotated[int | None, typer.Option(min=1, help="Rendered studies to train on.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over them.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, metavar="PX", help="Height and width of the films in pixels.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first weights and the order.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
 ) -> None:
@@ -149,7 +152,7 @@ def pretrain_command(
     if name not in PRETRAINABLE:
         raise unknown("encoder", name, list(PRETRAINABLE))
     _show_progress()
-    options = {"studies": studies, "epochs": epochs, "seed": seed, "lr": lr}
+    options = {"studies": studies, "epochs": epochs, "size": size, "seed": seed, "lr": lr}
     typer.echo(pretrain(name, **{option: value for option, value in options.items() if value is not None}))
 
 
@@ -182,7 +185,7 @@ def extract_command(
     source: Annotated[str, typer.Option(help="iu_xray or mimic_cxr.")],
     root: Annotated[Path, typer.Option(help="The folder of real images.")],
     output: Annotated[Path, typer.Option(help="Folder for the features; the same one to go on after a stop.")],
-    encoder: Annotated[str, typer.Option(help="A pre-trained encoder of weights/.")] = "swin",
+    encoder: Annotated[str, typer.Option(help="One of weights/, or timm:NAME or xrv:NAME, also with @FILE.")] = "swin",
     size: Annotated[int, typer.Option(help="Height and width of its films in pixels.")] = 128,
     shard: Annotated[int, typer.Option(min=1, help="Images in one file.")] = 1024,
 ) -> None:
@@ -198,7 +201,7 @@ def extract_command(
     from rrg_utils.vision.features import weights_hash
     from rrg_utils.vision.pretrain import load_encoder
 
-    signature = f"{encoder}-{size} {weights_hash(encoder, size)}"
+    signature = f"{encoder.partition('@')[0]}-{size} {weights_hash(encoder, size)}"  # wherever the weights lie
     extract(image_files(source, root), load_encoder(encoder, size), output, size=size, signature=signature, shard=shard)
     state = PartialState()
     if state.is_main_process:

@@ -27,7 +27,8 @@ from rrg_utils.language.models import switches_of
 from rrg_utils.language.smollm2 import GGUF, SIZES
 from rrg_utils.language.tiny import PRESETS
 from rrg_utils.training import autocast_bf16
-from rrg_utils.vision.pretrain import WEIGHTS
+from rrg_utils.vision.pretrain import WEIGHTS, command
+from rrg_utils.vision.pretrained import is_foreign, locate
 
 TOKENS = 128  # of a study, image and report: our count
 BATCH = 16  # studies of a training step
@@ -105,7 +106,8 @@ def _needs(job, values: dict) -> Iterator[str]:
     if size := values.get("size"):
         yield f"films of {size} px, rendered on first use"
         if _sees_films(job):
-            yield f"weights: {values.get('encoder', 'swin')}-{size}"
+            encoder = values.get("encoder", "swin")
+            yield f"weights: {encoder}" + ("" if is_foreign(encoder) else f"-{size}")
     if llm := values.get("llm"):
         yield f"language model: {llm}{', made on first use' if llm in PRESETS else ''}"
     if values.get("with_meteor"):
@@ -115,12 +117,13 @@ def _needs(job, values: dict) -> Iterator[str]:
 def _missing(job, values: dict, llm: LLM | None) -> Iterator[str]:
     if _sees_films(job) and (size := values.get("size")):
         encoder = values.get("encoder", "swin")
-        if not (WEIGHTS / f"{encoder}-{size}.safetensors").is_file():
-            command = f"rrg pretrain {encoder}"
-            if size != CPU_PIXELS:  # the command makes 128 px; its function takes a size
-                call = f'from rrg_utils.vision.pretrain import pretrain; pretrain("{encoder}", size={size})'
-                command = f"python -c '{call}'"
-            yield f"weights/{encoder}-{size}.safetensors: make them first with {command}"
+        if is_foreign(encoder):
+            try:
+                locate(encoder)
+            except RRGError as error:
+                yield str(error)
+        elif not (WEIGHTS / f"{encoder}-{size}.safetensors").is_file():
+            yield f"weights/{encoder}-{size}.safetensors: make them first with {command(encoder, size)}"
     if llm:
         yield from llm.missing
     if values.get("with_meteor") and not shutil.which("java"):

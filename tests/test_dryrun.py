@@ -92,7 +92,7 @@ def test_paper_names_the_models_and_what_must_be_made_first(here, monkeypatch):
         "llm = 'meta-llama/Llama-2-7b-chat-hf' (cpu: 'tiny')",
         "lr = 0.0001 (cpu: 0.001)",
         "missing meta-llama/Llama-2-7b-chat-hf: hf download meta-llama/Llama-2-7b-chat-hf, where there is a network",
-        "missing weights/vmamba-224.safetensors: make them first with python -c",
+        "missing weights/vmamba-224.safetensors: make them first with rrg pretrain vmamba --size 224",
         "on one A100, about",
     ):
         assert line in said

@@ -1,4 +1,4 @@
-"""Pre-training of image encoders on rendered studies with balanced findings (`rrg pretrain NAME`).
+"""Pre-training of image encoders on rendered studies with balanced findings (`rrg pretrain NAME`), and `load_encoder`.
 
 Every encoder learns with the same recipe from the same studies, so that what differs between two is the encoder.
 
@@ -7,6 +7,7 @@ unlimited. The encoder learns to say which of the classes a film shows (one labe
 grid each lies, and which regions and lobes the cells belong to. The dense targets let it find small lesions.
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from rrg_utils.training import FitOptions, fit
 from rrg_utils.vision.controls import CNN, ViT
 from rrg_utils.vision.encoder import Swin, as_films
 from rrg_utils.vision.mamba import VisionMamba
+from rrg_utils.vision.pretrained import is_foreign, load_pretrained
 
 log = logging.getLogger("rrg")
 
@@ -170,9 +172,14 @@ def pretrain(
     """`train` an encoder and write it with its card to `weights/`; returns the file."""
     detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed, lr=lr)
     val = load_dataset("phantom", "val", size)
-    card["command"] = f"rrg pretrain {name} --studies {studies} --epochs {epochs} --seed {seed} --lr {lr:g}"
+    card["command"] = f"{command(name, size)} --studies {studies} --epochs {epochs} --seed {seed} --lr {lr:g}"
     card["validation"] = {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)}
     return _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
+
+
+def command(name: str, size: int = 128) -> str:
+    """What makes the weights of an encoder at `size` px."""
+    return f"rrg pretrain {name}" + (f" --size {size}" if size != 128 else "")
 
 
 @torch.no_grad()
@@ -215,11 +222,16 @@ def _save(detector: Detector, path: Path, card: dict) -> Path:
 
 
 def load_detector(name: str = "swin", size: int = 128, folder: Path = WEIGHTS) -> Detector:
-    """The pre-trained encoder with its heads, in eval mode and float32."""
-    path = Path(folder) / f"{name}-{size}.safetensors"
+    """An encoder pre-trained here with its heads, in eval mode and float32; RRGError for encoders of others."""
+    if is_foreign(name):
+        raise RRGError(f"encoder {name} has no heads for findings and regions: choose from {', '.join(ENCODERS)}")
+    if name not in ENCODERS:
+        close = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise RRGError(f"unknown encoder {name!r}{hint}; known: {', '.join(ENCODERS)}, timm:NAME, xrv:NAME")
+    path, remake = Path(folder) / f"{name}-{size}.safetensors", f"make them with {command(name, size)}"
     if not path.is_file():
-        raise RRGError(f"no weights {path.name} in {path.parent.name}/: make them with rrg pretrain {name}")
-    remake = f"make them with rrg pretrain {name}"
+        raise RRGError(f"no weights {path.name} in {path.parent.name}/: {remake}")
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
@@ -240,5 +252,11 @@ def _derived(detector: Detector) -> set[str]:
 
 
 def load_encoder(name: str = "swin", size: int = 128) -> nn.Module:
-    """The pre-trained encoder alone, frozen: film (B, 1, size, size) -> `Features`."""
+    """A pre-trained encoder, frozen: film (B, 1, size, size) -> `Features`.
+
+    One of `ENCODERS`, or one that others pre-trained: "timm:NAME", "xrv:NAME", either with "@FILE" for weights of one's
+    own (`rrg_utils.vision.pretrained`).
+    """
+    if is_foreign(name):
+        return load_pretrained(name, size)
     return load_detector(name, size).encoder.requires_grad_(False)
