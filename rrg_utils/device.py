@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
+
+from rrg_utils import processes
 
 
 def default_device() -> torch.device:
     """The device that training uses too; under `accelerate launch` or `torchrun` each process has its own."""
-    return PartialState(cpu=not torch.accelerator.is_available()).device
+    return processes.state().device
 
 
 def stacked(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 
 from rrg_utils.artifacts import artifact
 from rrg_utils.data.datasets import indiana
+from rrg_utils.processes import is_main_process
 from rrg_utils.systems.base import GeneratedReport
-from rrg_utils.training import History, is_main_process
+from rrg_utils.training import History
 from rrg_utils.vision.features import weights_hash
 
 _HISTORY, _REPORTS = "history.json", "reports.json"

@@ -30,6 +30,7 @@ from rrg_utils.data import anatomy, lesions, phantom
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import REGIONS
 from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
+from rrg_utils.device import default_device
 from rrg_utils.errors import RRGError
 from rrg_utils.processes import is_main_process
 from rrg_utils.training import FitOptions, fit
@@ -168,9 +169,9 @@ def loss(model: UNet, batch: tuple[Tensor, Tensor]) -> Tensor:
 def predict(model: UNet, images: np.ndarray) -> np.ndarray:
     """Masks (N, 7, H, W) bool of films (N, H, W), uint8 or float in [0, 1]: what is likelier inside than outside."""
     model.eval()
-    return np.concatenate(
-        [(model(as_films(images[k : k + _BATCH])) > 0).numpy() for k in range(0, len(images), _BATCH)]
-    )
+    device = next(model.parameters()).device
+    batches = (as_films(images[k : k + _BATCH]).to(device) for k in range(0, len(images), _BATCH))
+    return np.concatenate([(model(films) > 0).cpu().numpy() for films in batches])
 
 
 def train(config: SegmentationConfig, data: PhantomDataset, masks: Masks, folder: Path | None = None) -> UNet:
@@ -197,7 +198,7 @@ def trained(config: SegmentationConfig = SegmentationConfig()) -> UNet:
     """The U-Net of a configuration, from the cache or trained now on films of the training split."""
     model = UNet(config)
     model.load_state_dict(load_file(_trained_folder(config) / "unet.safetensors"))
-    return model.eval()
+    return model.to(default_device()).eval()
 
 
 _CODE = [sys.modules[__name__], anatomy, lesions, phantom, training]
