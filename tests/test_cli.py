@@ -43,6 +43,8 @@ def test_help_lists_the_commands(root):
         (["run", "--seeds", "2", "-p", "steps=1"], "rrg: --seeds goes without -p and --commit"),
         (["scorecard", "--write", "none.md"], "rrg: cannot read none.md (No such file or directory)"),
         (["compare", "swim"], "rrg: unknown encoder 'swim' (did you mean swin?); known: swin, mamba"),
+        (["pretrain", "swin", "--size", "100"], "rrg: size=100: the Swin encoder needs a multiple of 128 or 112"),
+        (["pretrain", "mamba", "--size", "100"], "rrg: size=100: patches of 16 px do not divide it"),
         (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
         (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),
         (["data", "check", "--root", "."], "rrg: the phantom source reads its data from the installed wheels"),

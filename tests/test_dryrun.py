@@ -84,7 +84,7 @@ def test_the_course_at_every_profile(here, profile):
     assert ("Not in profile" in end) == (profile in ("full", "paper"))
 
 
-def test_paper_names_the_models_and_what_must_be_made_first(here, monkeypatch):
+def test_paper_names_the_models_and_what_must_be_made_first(here, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(dryrun.huggingface_hub, "try_to_load_from_cache", lambda *arguments: None)
     said = blocks(dry_run(["5"], "paper", speed=SPEED))["05_residual_retrieval"]
@@ -98,6 +98,10 @@ def test_paper_names_the_models_and_what_must_be_made_first(here, monkeypatch):
         assert line in said
     plain = blocks(dry_run(["5"], settings=["encoder=vit"], speed=SPEED))["05_residual_retrieval"]
     assert "missing weights/vit-128.safetensors: make them first with rrg pretrain vit\n" in plain + "\n"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    foreign = blocks(dry_run(["5"], settings=["encoder=timm:test_vit"], speed=SPEED))["05_residual_retrieval"]
+    assert "weights: timm:test_vit;" in foreign
+    assert "missing no weights of timm:test_vit: they are not in the local cache" in foreign
 
 
 def test_too_little_memory_is_missing(here, monkeypatch):

@@ -13,7 +13,7 @@ from rrg_utils.data import load_dataset
 from rrg_utils.errors import RRGError
 from rrg_utils.vision import Detector, Swin, as_films, load_detector, load_encoder, matched_encoders
 from rrg_utils.vision.features import encode, merge_tokens
-from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, _save, predict, pretrain
+from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, _save, command, predict, pretrain
 
 CARDS = sorted(WEIGHTS.glob("*.json"))
 
@@ -64,6 +64,15 @@ def test_merged_tokens_hold_the_same_numbers_in_2_by_2_blocks():
     assert merged[0, 15].tolist() == [54, 55, 62, 63]
 
 
+@pytest.mark.parametrize("side", [3, 7])
+def test_merging_an_odd_grid_repeats_its_last_row_and_column(side):
+    grid = torch.arange(float(side * side)).reshape(1, side, side)
+    padded = torch.nn.functional.pad(grid[None], (0, 1, 0, 1), mode="replicate")[0]
+    torch.testing.assert_close(merge_tokens(grid.reshape(1, -1, 1)), merge_tokens(padded.reshape(1, -1, 1)))
+    with pytest.raises(RRGError, match="not a square grid"):
+        merge_tokens(torch.zeros(1, side * side + 1, 4))
+
+
 @pytest.mark.parametrize("size", [100, 120, 130])
 def test_sizes_that_do_not_fit_are_refused(size):
     with pytest.raises(RRGError, match=f"size={size}"):
@@ -80,6 +89,12 @@ def test_films_of_another_size_are_refused():
 def test_missing_weights_say_how_to_make_them(tmp_path):
     with pytest.raises(RRGError, match="rrg pretrain swin"):
         load_detector("swin", 128, tmp_path)
+
+
+def test_commands_name_a_size_that_is_not_the_default(tmp_path):
+    assert command("swin") == "rrg pretrain swin"
+    with pytest.raises(RRGError, match=r"no weights swin-224.* make them with rrg pretrain swin --size 224$"):
+        load_detector("swin", 224, tmp_path)
 
 
 def test_damaged_weights_say_how_to_make_them(tmp_path):

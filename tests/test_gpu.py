@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rrg_utils.training import FitOptions, fit
-from rrg_utils.vision import as_films
+from rrg_utils.vision import as_films, load_encoder
+from rrg_utils.vision.features import encode
 from rrg_utils.vision.pretrain import ENCODERS, Detector, predict
 
 pytestmark = [
@@ -40,6 +41,12 @@ def test_an_encoder_sees_the_same(name):
     model = detector(name)
     expected = predict(model, FILMS)
     np.testing.assert_allclose(predict(model.cuda(), FILMS, batch=2), expected, rtol=0, atol=2e-3)
+
+
+def test_films_are_encoded_where_the_model_is():
+    encoder = load_encoder("swin")
+    expected = encode(encoder, FILMS).astype(np.float32)
+    np.testing.assert_allclose(encode(encoder.cuda(), FILMS).astype(np.float32), expected, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
