@@ -124,9 +124,10 @@ def _panel(axis, film: np.ndarray, title: str = "") -> None:
     show(axis, film, title)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text in characters that every font has: an untrained model may write any."""
-    return textwrap.wrap("".join(c if c.isascii() and c.isprintable() else "?" for c in text), width) or [""]
+def _wrapped(text: str, width: int, lines: int | None = None) -> list[str]:
+    """At most `lines` lines of a text in characters that every font has: an untrained model may write any."""
+    plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+    return textwrap.wrap(plain, width, max_lines=lines, placeholder=" ...") or [""]
 
 
 def _words(axis, lines: list[tuple[str, str]], width: int = 62) -> None:
@@ -153,54 +154,73 @@ def _nothing(reader: Reader, film: np.ndarray, made: GeneratedReport):
     return figure
 
 
+def _small_multiples(count: int, more: float = 0.6):
+    """A figure of `count` panels, four in a row, and these panels; `more`: inches for the title and what is below."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = _figure(3.1 * columns, 3.9 * rows + more)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    return figure, panels
+
+
+def _caption(panel, text: str, lines: int) -> None:
+    """A text under a panel, cut after so many lines: `report.json` has the whole."""
+    where = {"transform": panel.transAxes, "ha": "center", "va": "top", "fontsize": 9, "parse_math": False}
+    panel.text(0.5, -0.02, "\n".join(_wrapped(text, 34, lines)), **where)
+
+
 def _radscr(reader: Reader, film: np.ndarray, made: GeneratedReport):
-    """Each sentence that rests on patches in its own colour; patches outlined, so that the film stays visible."""
+    """The film, then one panel per hypothesis: its region outlined, and the sentence it became or why it became none.
+
+    What rests on no region (usual statements of normality, hypotheses without a region) is listed below.
+    """
     from rrg_utils.plots import COLOURS
 
-    count = sum(len(made.evidence[kind]) for kind in ("sentences", "withdrawn"))
-    figure = _figure(11, max(5.2, 1.5 + 0.5 * count))
-    left, right = figure.subplots(1, 2)
-    _panel(left, film, "patches that the sentences rest on\n(patient's left on the right)")
-    left.set_anchor("N")
+    evidence, probability = made.evidence, made.evidence["hypotheses"]
+    shown, listed = [], []
+    for line in evidence["sentences"]:
+        name = line.get("abnormality")
+        if line["kind"] == "Q":
+            title = f"{name}\nhypothesis, probability {probability[name]:.2f}"
+            shown.append((title, line["region"], COLOURS["orange"], line["text"]))
+        elif line["kind"] == "U":
+            shown.append((f"{name}\nmissed by the hypotheses", line["region"], COLOURS["sky"], line["text"]))
+        else:
+            listed.append(f"No region, a usual statement of normality: {line['text']}")
+    for line in evidence["withdrawn"]:
+        name = line["abnormality"]
+        if line["region"]:
+            title = f"{name}\nwithdrawn, probability {probability[name]:.2f}"
+            because = line["because"] + (f": {line['text']}" if "text" in line else "")
+            shown.append((title, line["region"], COLOURS["purple"], because))
+        else:
+            listed.append(f"Withdrawn: {name} ({line['because']})")
+    listed += [f"Left out: {line['abnormality']} ({line['because']})" for line in evidence["dropped"]]
+
+    below = [part for line in listed for part in _wrapped(line, 44 * min(4, 1 + len(shown)))]
+    figure, panels = _small_multiples(1 + len(shown), 0.8 + 0.16 * len(below))
+    _panel(panels[0], film, "the film as the system sees it\n(patient's left on the right)")
     patches = reader.model.hypotheses.grid
-    colours = [COLOURS[name] for name in ("orange", "sky", "green", "red", "purple", "blue")]
-    lines, number = [], 0
-    for sentence in made.evidence["sentences"]:
-        if sentence.get("kind") != "Q":  # a supplement looks at the whole anatomy, a normal statement at nothing
-            where = "whole chest" if sentence.get("region") else "no region: a usual statement of normality"
-            lines.append((f"{sentence['text']}  [{where}]", "0.4"))
-            continue
-        colour, number = colours[number % len(colours)], number + 1
+    for panel, (title, region, colour, text) in zip(panels[1:], shown, strict=False):
+        _panel(panel, film, title)
         mask = np.zeros(patches * patches, bool)
-        mask[sentence["region"]] = True
-        _outlined(left, mask.reshape(patches, patches), film.shape[0] / patches, colour, inset=number % 4, label=number)
-        lines.append((f"{number}. {sentence['text']}  [{sentence['abnormality']}]", colour))
-    for gone in made.evidence["withdrawn"]:
-        lines.append((f"withdrawn: {gone['abnormality']} ({gone['because']})", "0.6"))
-    _words(right, lines or [("(an empty report)", "black")])
+        mask[region] = True
+        _outlined(panel, mask.reshape(patches, patches), film.shape[0] / patches, colour)
+        _caption(panel, text, 4)
+    if below:
+        figure.supxlabel("\n".join(below), fontsize=9, parse_math=False)
     return figure
 
 
-def _outlined(axis, mask: np.ndarray, step: float, colour: str, inset: int, label: int) -> None:
-    """The border of patches; borders of several regions are drawn a little inside one another."""
-    shift = 0.8 * inset
-    for row, column in np.argwhere(mask):
-        x0, y0 = column * step - 0.5, row * step - 0.5
-        x1, y1 = x0 + step, y0 + step
-        edges = {
-            (-1, 0): ((x0, x1), (y0 + shift, y0 + shift)),
-            (1, 0): ((x0, x1), (y1 - shift, y1 - shift)),
-            (0, -1): ((x0 + shift, x0 + shift), (y0, y1)),
-            (0, 1): ((x1 - shift, x1 - shift), (y0, y1)),
-        }
-        for (down, right), (xs, ys) in edges.items():
-            i, j = row + down, column + right
-            if not (0 <= i < len(mask) and 0 <= j < len(mask) and mask[i, j]):
-                axis.plot(xs, ys, color=colour, linewidth=2)
-    if mask.any():
-        row, column = np.argwhere(mask)[0]
-        at = (column * step + 1 + 4 * (label % 3), row * step + 1)
-        axis.text(*at, str(label), color=colour, fontsize=12, fontweight="bold", va="top")
+def _outlined(axis, mask: np.ndarray, step: float, colour: str) -> None:
+    """The border of a mask of patches (rows, columns) that are `step` pixels wide."""
+    padded = np.pad(mask, 1)
+    row, column = np.nonzero(np.diff(padded, axis=1)[1:-1])
+    axis.vlines(column * step - 0.5, row * step - 0.5, (row + 1) * step - 0.5, color=colour, linewidth=2)
+    row, column = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
+    axis.hlines(row * step - 0.5, column * step - 0.5, (column + 1) * step - 0.5, color=colour, linewidth=2)
 
 
 def _llava(reader: LlavaReader, film: np.ndarray, made: GeneratedReport):
@@ -211,20 +231,13 @@ def _llava(reader: LlavaReader, film: np.ndarray, made: GeneratedReport):
     told = list(zip(*(made.evidence[name] for name in ("topics", "regions", "sentences")), strict=True))
     if not told:
         return _nothing(reader, film, made)
-    columns = min(4, len(told))
-    rows = -(-len(told) // columns)
-    figure = _figure(3.1 * columns, 3.9 * rows + 0.6)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.axis("off")
+    figure, panels = _small_multiples(len(told))
     for panel, (topic, region, sentence) in zip(panels, told, strict=False):
         _panel(panel, film, f"{topic}\nlooked at: {region if regions else 'whole film'}")
         names = [name for name in region.split(" + ") if name in regions]
         if names:
             overlay(panel, np.any([regions[name] for name in names], axis=0), COLOURS["sky"])
-        caption = "\n".join(_wrapped(sentence, 34)[:3])
-        where = {"transform": panel.transAxes, "ha": "center", "va": "top", "fontsize": 9, "parse_math": False}
-        panel.text(0.5, -0.02, caption, **where)
+        _caption(panel, sentence, 3)
     return figure
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_readers import make_readers
 from typer.testing import CliRunner
@@ -14,7 +15,7 @@ from rrg_utils import cli, readers
 from rrg_utils.artifacts import NotBuilt, only_from_cache
 from rrg_utils.artifacts import artifact as made_once
 from rrg_utils.errors import RRGError
-from rrg_utils.report import WARNING, report
+from rrg_utils.report import WARNING, _outlined, _radscr, report
 
 NAMES = ["narrative", "r2gencsr", "trrg", "llava_t", "llava_ta", "radscr"]
 
@@ -61,6 +62,45 @@ def test_text_evidence_and_picture_are_written(tiny, png, tmp_path, name):
         assert min(picture.size) > 300
         assert np.asarray(picture.convert("L")).std() > 10
     assert report(png, name, tmp_path / "again").text == made.text
+
+
+def test_radscr_shows_every_region_on_a_film_of_its_own(tiny, png):
+    """At most four films in a row; what has no region is listed below and has no film."""
+    film = np.asarray(Image.open(png).convert("L").resize((128, 128)))
+    (made,) = tiny["radscr"].write(film[None])
+    lines = made.evidence["sentences"] + made.evidence["withdrawn"]
+    placed = [line for line in lines if line.get("region")]
+    assert len(placed) > 1
+    figure = _radscr(tiny["radscr"], film / 255, made)
+    first, *titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert first.startswith("the film")
+    assert [title.splitlines()[0] for title in titles] == [line["abnormality"] for line in placed]
+    assert figure.axes[0].get_gridspec().ncols <= 4
+    below = figure.get_supxlabel().replace("\n", " ")
+    assert all(line.get("text", line.get("abnormality")) in below for line in lines if not line.get("region"))
+    figure.draw_without_rendering()
+    wide, high = figure.get_size_inches() * figure.dpi
+    for axis in figure.axes:
+        assert axis.get_window_extent().width > 128  # pixels at screen resolution: no film is shrunk for its neighbours
+        for text in axis.texts:
+            box = text.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= wide
+            assert 0 <= box.y0 < box.y1 <= high
+
+
+@pytest.mark.parametrize(
+    "cells", [[(0, 0)], [(0, 0), (0, 1), (1, 0)], [(1, 1), (2, 2)], [(r, c) for r in (0, 1, 2) for c in (0, 1, 2)]]
+)
+def test_the_outline_runs_once_round_the_mask(cells):
+    mask = np.zeros((3, 3), bool)
+    mask[tuple(zip(*cells, strict=True))] = True
+    neighbours = [(r + dr, c + dc) for r, c in cells for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    border = sum(cell not in cells for cell in neighbours)
+    axis = Figure().subplots()
+    _outlined(axis, mask, 16, "red")
+    drawn = [path.vertices for lines in axis.collections for path in lines.get_paths()]
+    assert sum(np.abs(end - start).sum() for start, end in drawn) == 16 * border
+    assert -0.5 <= np.min(drawn) < np.max(drawn) <= 47.5
 
 
 def test_the_picture_may_be_of_any_kind(tiny, png, tmp_path):

@@ -124,7 +124,9 @@ def auroc(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = No
     weight of 2 is a study drawn twice, so a bootstrap is one matrix product per class. NaN where a pair is missing.
 
     Args:
-        truth: (N, C) bool. logits: (N, C). weights: (R, N), not negative.
+        truth: (N, C) bool.
+        logits: (N, C).
+        weights: (R, N), not negative.
     """
     if truth.shape != logits.shape or truth.ndim != 2:
         raise RRGError(f"truth {truth.shape} and logits {logits.shape}: expected two arrays (N, C)")
