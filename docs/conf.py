@@ -106,6 +106,7 @@ def contents() -> str:
             *(f"data_cards/{p.stem}" for p in sorted((ROOT / "data_cards").glob("[a-z]*.md"))),
             "weights/README",
         ],
+        "Larger machines": ["docs/gpu", "docs/scale"],
         "Reference": ["docs/api", "CONTRIBUTING", "CHANGELOG"],
     }
     return "\n\n".join(

@@ -89,3 +89,15 @@ def test_batched_generation_writes_what_transformers_writes(tmp_path, monkeypatc
     torch.set_num_threads(threads)
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split("  ")[-1].strip() for row in rows] == ["6 of 6"] * 3
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_gpus_shows_the_present_estimates(monkeypatch):
+    folder = SCRIPT.parent
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    memory = runpy.run_path(str(folder / "memory.py"))
+    rows = memory["rows"]()
+    assert json.loads(COMMITTED.with_name("memory.json").read_text())["rows"] == rows
+    assert memory["markdown"](rows) in (folder.parent / "docs" / "gpu.md").read_text()

@@ -62,18 +62,25 @@ def memory_need(
     weights = parameters * size + four_bit * int(linear * (NF4_BYTES - size))
 
     text = config.get_text_config()
-    width, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
-    of_head = getattr(text, "head_dim", None) or width // heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    width, layers = text.hidden_size, text.num_hidden_layers
     tokens = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
     kept = layers + 17 if checkpointing else 17 * layers  # one layer is computed anew at a time
     return MemoryNeed(
         parameters=parameters,
         weights=weights,
-        cache=2 * layers * key_heads * of_head * size * tokens,
+        cache=cache_bytes(config, tokens, dtype),
         activations=tokens * (kept * width * size + 3 * 4 * text.vocab_size),
         tokens=tokens,
     )
+
+
+def cache_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one sequence."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    of_head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * text.num_hidden_layers * key_heads * of_head * dtype.itemsize * tokens
 
 
 def weights_by_name(name: str) -> float | None:

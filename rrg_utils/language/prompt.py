@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrg_utils.errors import RRGError
+from rrg_utils.language.memory import cache_bytes, free_memory
 from rrg_utils.language.models import LanguageModel
 
 SLOT = -1  # stands in a row of token ids for one embedding
@@ -148,15 +149,16 @@ def generate(
     """One text per prompt: the most likely next token (greedy), until the end of text or `max_new_tokens`.
 
     Prompts of similar length are decoded together with a key-value cache, padded on the left; `batch_size` None: 64, or
-    256 on a GPU, where a step takes as long for many as for few. Puts the model into eval mode. Texts come without
-    special tokens and outer white space, in the form of the tokenizer (the tiny model writes lower case). Raises
-    RRGError as `prompt_loss` does.
+    on a GPU, where a step takes as long for many as for few, up to 256. Puts the model into eval mode. Texts come
+    without special tokens and outer white space, in the form of the tokenizer (the tiny model writes lower case).
+    Raises RRGError as `prompt_loss` does.
     """
     llm.model.eval()
-    batch_size = batch_size or (256 if llm.device.type == "cuda" else 64)
     rows = _tokenise(llm, prompts)
+    longest = max((len(row.prompt) for row in rows), default=0) + max_new_tokens
     if rows:
-        _check_context(llm, max(len(row.prompt) for row in rows) + max_new_tokens, "prompt and new tokens")
+        _check_context(llm, longest, "prompt and new tokens")
+    batch_size = batch_size or _batch_size(llm, longest)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     texts = [""] * len(rows)
     for start in range(0, len(order), batch_size):
@@ -165,6 +167,14 @@ def generate(
         for i, text in zip(chunk, llm.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             texts[i] = text.strip()
     return texts
+
+
+def _batch_size(llm: LanguageModel, tokens: int) -> int:
+    """How many texts to write at once: on a GPU what keys and values of so many tokens leave half of its memory for."""
+    if llm.device.type != "cuda":
+        return 64
+    one = cache_bytes(llm.model.config, tokens, llm.model.dtype)
+    return max(1, min(256, free_memory(llm.device) // (2 * one)))
 
 
 def _greedy(llm: LanguageModel, rows: "list[_Row]", max_new_tokens: int) -> list[list[int]]:
