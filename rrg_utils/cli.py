@@ -192,7 +192,7 @@ def train_command(
     from rrg_utils import processes, train
 
     if system is None:
-        for name in train.NAMES:
+        for name in train.CONFIGS:
             typer.echo(f"{name:10} {train.described(name)}")
         return
     if processes.is_main_process():

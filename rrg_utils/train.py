@@ -5,14 +5,22 @@ import json
 import types
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from rrg_utils import readers, runner
 from rrg_utils.errors import RRGError
 from rrg_utils.training import History
 
-NAMES = ("narrative", "r2gencsr", "trrg", "llava_ta", "radscr")
+# Modules of `rrg_utils.systems`, each imported when it is asked for, and the names of their configurations.
+CONFIGS = {
+    "narrative": "NarrativeConfig",
+    "r2gencsr": "R2GenCSRConfig",
+    "trrg": "TRRGConfig",
+    "llava_ta": "LlavaTAConfig",
+    "radscr": "RadSCRConfig",
+}
 
 
 class Trained(NamedTuple):
@@ -25,16 +33,14 @@ class Trained(NamedTuple):
 def train(name: str, settings: Sequence[str] = ()) -> Trained:
     """The system in the cache, trained now if it is not there. `settings`: see `configuration`."""
     config = configuration(name, settings)
-    folder = readers.system(name).trained(config)
+    folder = _system(name).trained_folder(config)
     return Trained(folder, History(**json.loads((folder / "history.json").read_text())))
 
 
 def configuration(name: str, settings: Sequence[str] = ()):
     """The configuration of a system: its defaults, and "field=value" texts with values as in Python (a word needs no
     quotes). RRGError, before anything is trained, for an unknown system or field and for a value of another type."""
-    if name not in NAMES:
-        raise runner.unknown("system", name, NAMES)
-    config = readers.system(name).Config
+    config = getattr(_system(name), CONFIGS[name])
     known = get_type_hints(config)
     values = {}
     for setting in settings:
@@ -42,14 +48,16 @@ def configuration(name: str, settings: Sequence[str] = ()):
         if not equals:
             raise RRGError(f"-p {setting}: write it as field=value")
         if field not in known:
-            raise runner.unknown(f"parameter of {name}", field, [each.name for each in fields(config)])
+            from rrg_utils.runner import unknown
+
+            raise unknown(f"parameter of {name}", field, [each.name for each in fields(config)])
         values[field] = _value(field, text, known[field])
     return config(**values)
 
 
 def described(name: str) -> str:
     """The fields of a system's configuration with their defaults, in one line."""
-    config = readers.system(name).Config
+    config = getattr(_system(name), CONFIGS[name])
     return " ".join(f"{each.name}={getattr(config, each.name)!r}" for each in fields(config))
 
 
@@ -59,6 +67,14 @@ def summary(made: Trained) -> str:
     losses = {"validation": history.validation, "training": history.train}
     lines = [f"{what} loss by epoch: {' '.join(f'{x:.4f}' for x in of)}" for what, of in losses.items() if of]
     return "\n".join([str(made.folder), *lines, f"{history.seconds:.1f} s of training"])
+
+
+def _system(name: str) -> ModuleType:
+    if name not in CONFIGS:
+        from rrg_utils.runner import unknown
+
+        raise unknown("system", name, list(CONFIGS))
+    return import_module(f"rrg_utils.systems.{name}")
 
 
 def _value(field: str, text: str, hint: object) -> object:

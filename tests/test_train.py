@@ -1,16 +1,24 @@
 """`rrg train`: what it refuses, and a system trained by two processes under accelerate's launcher."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from small_course import shrink
+from tiny_llm import make_llm
 
+from rrg_utils.artifacts import cache_dir
+from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.errors import RRGError
 from rrg_utils.systems.llava_ta import LlavaTAConfig
 from rrg_utils.systems.narrative import NarrativeConfig
 from rrg_utils.systems.r2gencsr import R2GenCSRConfig
 from rrg_utils.systems.radscr import RadSCRConfig
 from rrg_utils.systems.trrg import TRRGConfig
-from rrg_utils.train import NAMES, Trained, configuration, described, summary
+from rrg_utils.train import CONFIGS, Trained, configuration, described, summary, train
 from rrg_utils.training import History
 
 
@@ -29,7 +37,7 @@ def test_fields_are_those_of_the_configuration():
 
 
 def test_every_system_is_listed_with_its_fields():
-    for name in NAMES:
+    for name in CONFIGS:
         assert "llm='tiny'" in described(name)
         assert "seed=0" in described(name)
 
@@ -58,3 +66,51 @@ def test_what_is_printed():
     text = summary(Trained(Path("cache/radscr/key"), History(train=[2.0, 1.25], seconds=61.26)))
     assert text == "cache/radscr/key\ntraining loss by epoch: 2.0000 1.2500\n61.3 s of training"
     assert "validation loss by epoch: 3.5000\n" in summary(Trained(Path("x"), History([1.0], [3.5], 0)))
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+SYSTEMS = {"r2gencsr": ["pairs=1", "epochs=2"]}
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
+    """By the command under accelerate's launcher: one entry, made and printed once, with the losses of one process.
+
+    Losses are means over tokens, which two processes weight by reports: equal but for that.
+    """
+    PhantomRenderer(128, patients=1)  # made in the reader's cache
+    for where in ("together", "alone"):
+        (tmp_path / where).mkdir()
+        for kind in ("patients", "lung_outlines"):
+            (tmp_path / where / kind).symlink_to(cache_dir() / kind)
+    texts = ["The heart is enlarged. No effusion.", "Clear lungs. note: normal. with disease. image: findings:"]
+    settings = [f"llm={make_llm(tmp_path / 'llm', texts)}", "align_studies=0", *SYSTEMS[name]]
+    environment = {"RRG_CACHE": str(tmp_path / "together"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [
+            *(sys.executable, *LAUNCHER, "--main_process_port=0", Path(__file__).with_name("small_course.py")),
+            *("train", name, *(word for setting in settings for word in ("-p", setting))),
+        ],
+        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (entry,) = (path for path in (tmp_path / "together" / name).iterdir() if path.is_dir())
+    assert done.stdout.startswith(f"{entry}\n")
+    assert done.stdout.count("s of training\n") == 1
+    assert done.stderr.count(f"building {name} ") == 1
+    assert not (entry / "fit").exists()
+    two = History(**json.loads((entry / "history.json").read_text()))
+
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path / "alone"))
+    shrink(monkeypatch.setattr)
+    made = train(name, settings)
+    assert made.folder.name == entry.name
+    assert two.train == pytest.approx(made.history.train, rel=0.01)
+    assert two.validation == pytest.approx(made.history.validation, rel=0.01)
+    assert two.train[0] > two.train[-1]
