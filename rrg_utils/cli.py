@@ -180,6 +180,30 @@ def compare_command(
             typer.echo(show(compare(name, seed=seed, studies=studies, epochs=epochs)))
 
 
+@app.command("train")
+def train_command(
+    system: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="One of those listed without it.")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="FIELD=VALUE", help="Of the configuration; may be repeated."),
+    ] = None,
+) -> None:
+    """Train a system into the cache. Several GPUs: accelerate launch -m rrg_utils.cli train ..., see docs/scale.md."""
+    from rrg_utils import processes, train
+
+    if system is None:
+        for name in train.CONFIGS:
+            typer.echo(f"{name:10} {train.described(name)}")
+        return
+    if processes.is_main_process():
+        _show_progress()
+    made = train.train(system, parameter or ())
+    if processes.is_main_process():
+        typer.echo(train.summary(made))
+    if processes.count() > 1:
+        processes.state().destroy_process_group()
+
+
 @app.command("extract")
 def extract_command(
     source: Annotated[str, typer.Option(help="iu_xray or mimic_cxr.")],

@@ -3,9 +3,9 @@
     history = fit(model, lambda model, batch: model.loss(batch), studies, collate=list, options=FitOptions(epochs=5))
 
 The same call trains on a laptop, on a GPU and, under `accelerate launch` or `torchrun`, in several processes, which
-share out every batch. Two processes with batches of 8 train as one with batches of 16: the batches are the same, and
-the processes' losses are weighted by their numbers of examples. That is exact, to rounding, for a loss that is a mean
-over examples; a mean over tokens or a contrast within a batch is taken in each process's share, and differs a little.
+share out every batch: the same options train the same model on any number of processes. Their losses are weighted by
+their numbers of examples. That is exact, to rounding, for a loss that is a mean over examples and draws nothing at
+random; a mean over tokens or a contrast within a batch is taken in each process's share, and differs a little.
 
 The processor runs ahead of a GPU: losses stay there and are looked at every `READ_EVERY` steps, before a checkpoint
 and at the end of an epoch.
@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ BUCKET_BATCHES = 32  # examples are sorted by length within this many batches, s
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to train. `batch_size` counts per process, as in accelerate.
+    """How to train. `batch_size` counts all processes together, so that what is trained does not depend on them.
 
     `warmup` is the share of all optimiser steps in which the rate rises linearly; it then falls to zero along a cosine.
     `patience` is the number of epochs without a better validation value after which training stops (None: never).
@@ -149,8 +149,9 @@ def fit(
     optimizer = torch.optim.AdamW(trainable.values(), lr=options.lr, weight_decay=options.weight_decay)
     step, optimizer = accelerator.prepare(_Step(module, loss, accelerator.device.type, bf16), optimizer)
 
-    shared = replace(options, batch_size=options.batch_size * world)  # every batch is shared out among the processes
-    batches = len(_plan(len(train), lengths, shared, epoch=0))
+    if options.batch_size < world and is_main_process():
+        log.warning("%s: batches of %d keep no more than as many of %d processes busy", name, options.batch_size, world)
+    batches = len(_plan(len(train), lengths, options, epoch=0))
     groups = -(-batches // options.accumulate)  # optimiser steps in one epoch
     total = groups * options.epochs
     run = {"options": asdict(options), "examples": len(train), "processes": world, "weights": _shapes(trainable)}
@@ -218,8 +219,8 @@ def fit(
     with bar, _global_rng_kept():
         while state.epoch < options.epochs and not state.history.stopped:
             _train_mode(module)
-            plan = _plan(len(train), lengths, shared, state.epoch)
-            shares = [_share(batch, rank, world, options) for batch in plan]
+            plan = _plan(len(train), lengths, options, state.epoch)
+            shares = [_share(batch, rank, world, options.batch_size) for batch in plan]
             loader = DataLoader(
                 train,
                 batch_sampler=[indices for indices, _ in shares[state.group * options.accumulate :]],
@@ -347,13 +348,14 @@ def _steps_unread(device: torch.device) -> int:
     return 1 if device.type == "cpu" else READ_EVERY
 
 
-def _share(batch: list[int], rank: int, world: int, options: FitOptions) -> tuple[list[int], float]:
+def _share(batch: list[int], rank: int, world: int, batch_size: int) -> tuple[list[int], float]:
     """The part of a batch that a process computes, and the weight of its loss in the mean over processes.
 
-    No part is a single example, with which a contrast or a batch norm can do nothing, unless `batch_size` is 1: of a
-    last batch too small for that, several processes compute the same part.
+    Where `batch_size` is two a process or more, no part is a single example, with which a contrast or a batch norm can
+    do nothing: of a last batch too small for that, several processes compute the same part.
     """
-    parts = min(world, max(1, len(batch) // min(2, options.batch_size)))
+    least = 2 if batch_size >= 2 * world else 1
+    parts = min(world, max(1, len(batch) // least))
     part = batch[rank % parts :: parts]
     same = len(range(rank % parts, world, parts))  # processes that compute this part
     return part, len(part) / len(batch) * world / same
