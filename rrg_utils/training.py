@@ -59,7 +59,8 @@ class FitOptions:
     `warmup` is the share of all optimiser steps in which the rate rises linearly; it then falls to zero along a cosine.
     `patience` is the number of epochs without a better validation value after which training stops (None: never).
     `precision` is "fp32", "bf16" (autocast; weights stay float32) or "auto" (see `autocast_bf16`).
-    `checkpoint_every` counts optimiser steps; a checkpoint is written at the end of each epoch in any case.
+    `checkpoint_every` counts optimiser steps (None: none on the way); one checkpoint is written at the end of each
+    epoch in any case.
     `workers` are extra processes that load examples.
     """
 
@@ -73,7 +74,7 @@ class FitOptions:
     patience: int | None = None
     seed: int = 0
     precision: str = "auto"
-    checkpoint_every: int | None = None
+    checkpoint_every: int | None = 200
     workers: int = 0
 
     def __post_init__(self) -> None:

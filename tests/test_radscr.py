@@ -537,6 +537,7 @@ def test_what_a_free_language_model_keeps_is_checked(retrieved, library, tmp_pat
         ({"k": 1}, "at least 2"),
         ({"top": 0}, "at least 1"),
         ({"temperature": 0.0}, "positive"),
+        ({"encoder": "timm:resnet50"}, "heads that it lacks"),
     ],
 )
 def test_bad_configurations_are_refused(change, message):

@@ -139,6 +139,8 @@ def test_bad_options_of_stage_1_are_refused():
         ContrastConfig(target="word")
     with pytest.raises(RRGError, match="at least two pairs"):
         ContrastConfig(batch_size=1)
+    with pytest.raises(RRGError, match="only our own can start from random weights"):
+        ContrastConfig(encoder="timm:resnet50", pretrained=False)
 
 
 def test_one_random_sentence_is_drawn_from_each_report():

@@ -40,6 +40,7 @@ from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision.encoder import as_films
 from rrg_utils.vision.features import encode, film_tokens
 from rrg_utils.vision.pretrain import load_encoder
+from rrg_utils.vision.pretrained import is_foreign
 
 
 def info_nce(images: Tensor, texts: Tensor, temperature: float, same: Tensor | None = None) -> Tensor:
@@ -90,6 +91,8 @@ class ContrastConfig:
             raise RRGError(f"target is {self.target!r}: choose sentence or report")
         if self.batch_size < 2:
             raise RRGError(f"batch_size is {self.batch_size}: the contrastive loss needs at least two pairs")
+        if is_foreign(self.encoder) and not self.pretrained:
+            raise RRGError(f"encoder is {self.encoder!r}: only our own can start from random weights")
 
 
 class CommonSpace(nn.Module):

@@ -61,6 +61,7 @@ from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.encoder import as_films
 from rrg_utils.vision.features import film_tokens
 from rrg_utils.vision.pretrain import load_detector, load_encoder
+from rrg_utils.vision.pretrained import is_foreign
 
 N = len(ABNORMALITIES)
 CRITIQUES = ("abn", "img", "neg")
@@ -124,6 +125,8 @@ class RadSCRConfig:
                 raise RRGError(f"{name} is {getattr(self, name)}: give at least {least}")
         if not self.temperature > 0:
             raise RRGError(f"temperature is {self.temperature}: give a positive one")
+        if is_foreign(self.encoder):
+            raise RRGError(f"encoder is {self.encoder!r}: RadSCR learns where anatomy lies from heads that it lacks")
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
