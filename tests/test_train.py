@@ -81,10 +81,9 @@ def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
     Losses are means over tokens, which two processes weight by reports: equal but for that.
     """
     PhantomRenderer(128, patients=1)  # made in the reader's cache
-    for where in ("together", "alone"):
-        (tmp_path / where).mkdir()
-        for kind in ("patients", "lung_outlines"):
-            (tmp_path / where / kind).symlink_to(cache_dir() / kind)
+    (tmp_path / "together").mkdir()
+    for kind in ("patients", "lung_outlines"):
+        (tmp_path / "together" / kind).symlink_to(cache_dir() / kind)
     texts = ["The heart is enlarged. No effusion.", "Clear lungs. note: normal. with disease. image: findings:"]
     settings = [f"llm={make_llm(tmp_path / 'llm', texts)}", "align_studies=0", *SYSTEMS[name]]
     environment = {"RRG_CACHE": str(tmp_path / "together"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -107,7 +106,8 @@ def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
     assert not (entry / "fit").exists()
     two = History(**json.loads((entry / "history.json").read_text()))
 
-    monkeypatch.setenv("RRG_CACHE", str(tmp_path / "alone"))
+    entry.parent.rename(tmp_path / "elsewhere")  # all the rest stays
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path / "together"))
     shrink(monkeypatch.setattr)
     made = train(name, settings)
     assert made.folder.name == entry.name
