@@ -96,6 +96,25 @@ def weight_cards() -> str:
     return f"## The cards\n\n{head}" + "\n".join(facts) + f"\n\n{title}\n\n{head}" + "\n".join(scores)
 
 
+def growth() -> str:
+    """How the cost of each stage grows, as it was measured, behind the page on several machines."""
+    path = ROOT / "results" / "benchmarks" / "scaling.json"
+    if not path.exists():
+        return "It was not run yet."
+    found = json.loads(path.read_text())
+    parts = []
+    for rows in (found["rows"], found["projection"]):
+        head = f"| {' | '.join(rows[0])} |\n|---|{'--:|' * (len(rows[0]) - 1)}\n"
+        parts.append(head + "\n".join(f"| {' | '.join(map(str, row.values()))} |" for row in rows))
+    machine = found["machine"]
+    parts.insert(0, f"Measured on {machine['processor']}, one thread, with the language model `{found['llm']}`:")
+    parts.insert(
+        2, "The exponent is that of the seconds in the number of studies: 1 is twice as much for twice as many."
+    )
+    parts.append("The projection assumes:\n\n" + "\n".join(f"- {line}" for line in found["assumptions"]))
+    return "\n\n".join(parts)
+
+
 def contents() -> str:
     """The navigation, behind the text of the landing page."""
     captions = {
@@ -123,6 +142,7 @@ def _numbered(notebook: Path) -> str:
 GENERATED = {
     "README": contents,
     "docs/scorecard": verdicts,
+    "docs/scale": growth,
     "weights/README": weight_cards,
     "docs/api/rrg_utils": lambda: api("rrg_utils"),
     **{f"docs/api/{layer}": lambda layer=layer: api(f"rrg_utils.{layer}") for layer in LAYERS},
