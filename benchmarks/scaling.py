@@ -221,6 +221,8 @@ def assumptions(llm: str, threads: int) -> list[str]:
         f"images of {PX} px as here: an encoder's cost grows with the pixels, see results/benchmarks/encoders.json; "
         "reading and resampling real files is not included, nor is rendering needed for them",
         f"the language model is {llm!r}: another one costs as much more as it has weights, roughly",
+        "memory is what was resident at most: films and tokens are files mapped into memory, which the system can "
+        "write out and drop, so these stages run in far less; what training and writing hold it cannot",
         "one pass of training; systems here take 1 to 3 passes, and the alignment of the projector some more",
         "the law measured at thousands of studies holds to hundreds of thousands: an extrapolation by a factor of more "
         "than 100. The exact search is quadratic in the end, more than its exponent shows at these sizes: "

@@ -33,7 +33,7 @@ def start(count: int, *command, **environment) -> list[subprocess.Popen]:
     ]
 
 
-def outputs(workers: list[subprocess.Popen], timeout: float = 120) -> list[str]:
+def outputs(workers: list[subprocess.Popen], timeout: float = 250) -> list[str]:
     """What each printed, when all have ended; none outlives a failure or the timeout."""
     try:
         return [worker.communicate(timeout=timeout)[0] for worker in workers]

@@ -348,10 +348,26 @@ def test_together_without_a_launch_is_as_ever():
     assert (len(folders), make.calls) == (1, 1)
 
 
+def test_a_process_that_fails_leaves_no_other_waiting(cache, tmp_path):
+    """Process 1 fails within `make`; process 0, which waits for it there, hears of it and ends too."""
+    workers = launch.start(2, __file__, tmp_path, "fail", RRG_CACHE=cache)
+    printed = launch.outputs(workers)
+    assert [worker.returncode for worker in workers] == [1, 1]
+    assert "RRGError: no film" in printed[1]
+    assert not [*(cache / "both").glob("*.tmp"), *(cache / "both").glob("*[0-9a-f]")]
+
+
 if __name__ == "__main__":
     from torch import nn
 
     from rrg_utils.training import fit
 
+    def fails(folder):
+        if not processes.is_main_process():
+            raise RRGError("no film")
+        met(folder)
+
+    if "fail" in sys.argv:
+        artifact("both", {"fails": True}, fails, together=True)
     (Path(sys.argv[1]) / f"{os.environ['RANK']}.json").write_text(json.dumps(one_process()))
     processes.state().destroy_process_group()

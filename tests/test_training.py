@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -355,15 +356,16 @@ NUMBERS = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in r
 TOGETHER = FitOptions(epochs=3, batch_size=8, lr=0.05, accumulate=2, checkpoint_every=1)
 
 
-def learn(folder=None, kill_at: int | None = None) -> dict:
+def learn(folder=None, stop_at: int | None = None) -> dict:
     """A small regression: the loss curve to the last bit and the weights. Five batches an epoch, the last of five."""
     steps = 0
 
     def squares(net, x):
         nonlocal steps
         steps += 1
-        if steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if steps == stop_at:
+            folder.with_name(f"stopped-{os.environ['RANK']}").touch()
+            time.sleep(600)  # until killed
         return (net(x) - x.square().sum(1, keepdim=True)).square().mean()
 
     torch.manual_seed(0)
@@ -386,6 +388,12 @@ def test_two_processes_train_as_one_and_go_on_after_being_killed(tmp_path):
     """Two processes against one here; then both killed within the second epoch, and launched again."""
     one = learn()
     killed = launch.start(2, __file__, tmp_path, 8)
+    deadline = time.monotonic() + 250
+    while len([*tmp_path.glob("stopped-*")]) < 2 and all(worker.poll() is None for worker in killed):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for worker in killed:
+        worker.kill()
     said = launch.outputs(killed)
     assert [worker.returncode for worker in killed] == [-signal.SIGKILL] * 2, said
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -396,7 +404,7 @@ def test_two_processes_train_as_one_and_go_on_after_being_killed(tmp_path):
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     assert again.returncode == 0, again.stderr[-3000:]
@@ -410,6 +418,6 @@ def test_two_processes_train_as_one_and_go_on_after_being_killed(tmp_path):
 
 
 if __name__ == "__main__":
-    to, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-    found = {"resumed": learn(to / "run", kill_at or None), "whole": learn()}
+    to, stop_at = Path(sys.argv[1]), int(sys.argv[2])
+    found = {"resumed": learn(to / "run", stop_at or None), "whole": learn()}
     (to / f"{os.environ['RANK']}.json").write_text(json.dumps(found))  # one file each: their prints may interleave
