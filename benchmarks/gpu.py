@@ -62,12 +62,8 @@ class Reader(nn.Module):
 
 def random_model(size, folder):
     """A folder with a model of this size, random weights and the tokenizer of the smallest course model."""
-    config = LLAMAS[size]
-    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+        AutoModelForCausalLM.from_config(LLAMAS[size], dtype=torch.bfloat16).save_pretrained(folder)
     load_llm("smoke").tokenizer.save_pretrained(folder)
 
 

@@ -200,8 +200,7 @@ def train_command(
     made = train.train(system, parameter or ())
     if processes.is_main_process():
         typer.echo(train.summary(made))
-    if processes.count() > 1:
-        processes.state().destroy_process_group()
+    processes.leave()
 
 
 @app.command("extract")
@@ -218,8 +217,7 @@ def extract_command(
 
     if source not in ("iu_xray", "mimic_cxr"):
         raise unknown("source of real images", source, ["iu_xray", "mimic_cxr"])
-    from accelerate import PartialState
-
+    from rrg_utils import processes
     from rrg_utils.data.radiographs import image_files
     from rrg_utils.vision.extract import Tokens, extract
     from rrg_utils.vision.features import weights_hash
@@ -227,13 +225,12 @@ def extract_command(
 
     signature = f"{encoder.partition('@')[0]}-{size} {weights_hash(encoder, size)}"  # wherever the weights lie
     extract(image_files(source, root), load_encoder(encoder, size), output, size=size, signature=signature, shard=shard)
-    state = PartialState()
-    if state.is_main_process:
+    if processes.is_main_process():
         tokens = Tokens(output)
         typer.echo(f"{len(tokens):,} images, {tokens.shape[1]} tokens of width {tokens.shape[2]} each, in {output}")
         if tokens.unreadable:
             typer.echo(f"{len(tokens.unreadable):,} could not be read: unreadable-*.txt names them, their rows are NaN")
-    state.destroy_process_group()
+    processes.leave()
 
 
 @data.command()

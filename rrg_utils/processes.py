@@ -42,6 +42,12 @@ def wait_for_everyone() -> None:
         state().wait_for_everyone()
 
 
+def leave() -> None:
+    """Take leave of the others, at the end of a command."""
+    if count() > 1:
+        state().destroy_process_group()
+
+
 @contextmanager
 def one_makes(what: str) -> Iterator[None]:
     """Within, this process works while the others of its launch wait: it must not try to meet them."""

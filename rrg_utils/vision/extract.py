@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rrg_utils import processes
 from rrg_utils.data.pictures import read_picture
 from rrg_utils.errors import RRGError
 
@@ -34,14 +35,13 @@ def extract(
     `folder` gets tokens-00000.npy, ... of (n, T, d) float16, ids.txt, manifest.json and, where images cannot be read,
     unreadable-00000.txt, ... with a line each; their rows are NaN. `Tokens` opens it.
     """
-    from accelerate import PartialState
     from tqdm.auto import tqdm
 
     if not images:
         raise RRGError("no images to extract features from")
     if shard < 1:
         raise RRGError(f"shard={shard}: a shard holds at least one image")
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, each would think itself alone there
+    state = processes.state()
     folder = Path(folder)
     ids = "\n".join(images) + "\n"
     manifest = {

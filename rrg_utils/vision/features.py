@@ -50,7 +50,9 @@ def film_tokens(films: Films, name: str = "swin", size: int = 128, progress: boo
     model = load_encoder(name, size)
 
     def make(folder: Path) -> None:
-        if torch.accelerator.is_available():
+        if (
+            torch.accelerator.is_available()
+        ):  # not `default_device`: it may want to meet processes that wait for this one
             model.to(torch.accelerator.current_accelerator())
         out = np.lib.format.open_memmap(
             folder / "tokens.npy", "w+", np.float16, (len(films), model.grid**2, model.width)
