@@ -263,7 +263,6 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from the better single sign to both signs",
             direction=1,
             notebook="05_residual_retrieval",
-            not_here="no arm is trained with contexts of one sign (exercise 1 shows them to one trained with both)",
             unit="nats per token",
         ),
         Claim(
@@ -283,7 +282,6 @@ CLAIMS = {
             effect="fall of the loss (in nats per finding-bearing token) from stopped gradients to passed ones",
             direction=1,
             notebook="05_residual_retrieval",
-            not_here="no two arms differ in this alone",
             unit="nats per token",
         ),
         Claim(
@@ -702,9 +700,7 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
     """The verdict on a claim over everything recorded for it at a profile.
 
     Effects without intervals are one value per training seed: Student's interval of their mean (two seeds at least).
-    An effect with an interval (over test reports) counts as it stands. Several of them, one per training seed, get
-    their mean and the half-width sqrt(t^2 + r^2), t Student's over the seeds and r the mean half-width over reports.
-    That sum is ours: the test reports are the same for every seed, so more seeds make t smaller and not r.
+    Those with intervals over test reports are `combined`.
 
     Raises RRGError for a damaged file and for files that do and do not have intervals side by side.
     """
@@ -719,16 +715,30 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
             f"results/{claim_id} mixes {profile} files with and without an interval: "
             f"delete them and run notebook {wanted.notebook[:2]} again"
         )
-    across = over_seeds([entry["effect"] for entry in found])
-    seeds, effect, low, high = len(found), across.mean, across.low, across.high
-    if len(intervals) == 1:
-        seeds, (low, high) = _seeds_within(found[0]), intervals[0]
-    elif intervals:
-        over_reports = sum(above - below for below, above in intervals) / (2 * len(intervals))
-        half = math.hypot((across.high - across.low) / 2, over_reports)
-        low, high = effect - half, effect + half
+    seeds, effects = len(found), [entry["effect"] for entry in found]
+    if intervals:
+        effect, low, high = combined([(value, *interval) for value, interval in zip(effects, intervals, strict=True)])
+        seeds = seeds if seeds > 1 else _seeds_within(found[0])
+    else:
+        across = over_seeds(effects)
+        effect, low, high = across.mean, across.low, across.high
     reason = "" if not math.isnan(low + high) else "one seed has no spread" if not intervals else "no interval"
     return Verdict(effect, low, high, judge(wanted.direction, low, high), seeds, reason)
+
+
+def combined(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Effect and interval from those of several training seeds, (effect, low, high) over the same test reports each.
+
+    One seed counts as it stands. Several get their mean and the half-width sqrt(t^2 + r^2), t Student's over the seeds
+    and r the mean half-width over reports. That sum is ours: the test reports are the same for every seed, so more
+    seeds make t smaller and not r.
+    """
+    if len(found) == 1:
+        return found[0]
+    across = over_seeds([effect for effect, _, _ in found])
+    over_reports = sum(high - low for _, low, high in found) / (2 * len(found))
+    half = math.hypot((across.high - across.low) / 2, over_reports)
+    return across.mean, across.mean - half, across.mean + half
 
 
 def _seeds_within(entry: dict) -> int:

@@ -107,8 +107,8 @@ class R2GenCSRReader(Reader):
 
     def __init__(self, config: R2GenCSRConfig, longest: int) -> None:
         super().__init__(config.size)
-        if config.retrieval != "nearest" or config.train_encoder:
-            raise RRGError("this reader is for the paper's idea: nearest contexts, frozen encoder")
+        if (config.retrieval, config.contexts) != ("nearest", "both") or config.train_encoder:
+            raise RRGError("this reader is for the paper's idea: nearest contexts of both signs, frozen encoder")
         self.model, self.longest = r2gencsr.trained(config), longest
         self.encoder = load_encoder(config.encoder, config.size)
         self.parameters = _trainable(self.model)

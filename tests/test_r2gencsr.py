@@ -271,6 +271,19 @@ def test_contexts_are_of_their_sign(config, course):
     np.testing.assert_array_equal(rows["negative"], rows["positive"])
 
 
+@pytest.mark.parametrize("mode", ["nearest", "random", "counterfactual"])
+def test_contexts_can_be_of_one_sign_alone(config, course, mode):
+    train, val = course
+    config = replace(config, retrieval=mode)
+    both = examples(config, val, train)
+    for sign, other in (SIGNS, SIGNS[::-1]):
+        for one, all_of_them in zip(examples(replace(config, contexts=sign), val, train), both, strict=True):
+            assert not getattr(one, other)
+            assert [c.id for c in getattr(one, sign)] == [c.id for c in getattr(all_of_them, sign)]
+            for mine, theirs in zip(getattr(one, sign), getattr(all_of_them, sign), strict=True):
+                np.testing.assert_array_equal(mine.seen, theirs.seen)
+
+
 def test_fixed_modes_draw_once_and_random_for_each_study(config, course):
     train, val = course
     for mode, fixed in (("keyword", True), ("normal_by_mesh", True), ("random", False), ("nearest", False)):
@@ -376,6 +389,7 @@ def test_what_is_saved_comes_back(config, batch, switches, tmp_path):
         ({"retrieval": "closest"}, "unknown retrieval 'closest'; known are: keyword"),
         ({"residual": "yes"}, "unknown residual 'yes'; known are: none"),
         ({"wording": "ours"}, "unknown wording 'ours'"),
+        ({"contexts": "none"}, "unknown contexts 'none'; known are: both, negative, positive"),
         ({"pairs": 6}, "pairs=6"),
         ({"pairs": -1}, "pairs=-1"),
         ({"grid": 3}, "grid=3"),

@@ -91,6 +91,7 @@ class R2GenCSRConfig:
     retrieval: str = "nearest"  # one of RETRIEVAL
     residual: str = "after"  # one of RESIDUAL
     pairs: int = 3  # contexts of each sign, 0 to 5
+    contexts: str = "both"  # "negative" or "positive" shows those of one sign alone
     context_gradient: bool = True  # whether the projector (and encoder) learns through the contexts; released: False
     train_encoder: bool = False  # the paper trains it
     grid: int = 1  # a context image is grid x grid tokens; the paper has one global vector
@@ -113,6 +114,8 @@ class R2GenCSRConfig:
         for name, known in (("retrieval", RETRIEVAL), ("residual", RESIDUAL), ("wording", WORDINGS)):
             if getattr(self, name) not in known:
                 raise RRGError(f"unknown {name} {getattr(self, name)!r}; known are: {', '.join(known)}")
+        if self.contexts not in ("both", *SIGNS):
+            raise RRGError(f"unknown contexts {self.contexts!r}; known are: both, {', '.join(SIGNS)}")
         if not 0 <= self.pairs <= 5:
             raise RRGError(f"pairs={self.pairs}: give 0 to 5 contexts of each sign")
         if self.grid not in (1, 2, 4):
@@ -291,7 +294,7 @@ def examples(config: R2GenCSRConfig, data: Studies, train: PhantomDataset) -> li
     pools = {
         sign: [tuple(Context(train.reports[r].id, known[r]) for r in line) for line in rows[sign]] for sign in SIGNS
     }
-    if config.retrieval == "counterfactual" and config.pairs:
+    if config.retrieval == "counterfactual" and rows["negative"].size:
         healthy = _seen(config, without_findings(data))
         pools["negative"] = [
             (Context(f"{report.id} without findings", healthy[i]),) * config.pairs
@@ -305,26 +308,27 @@ def context_rows(config: R2GenCSRConfig, data: Studies, train: PhantomDataset) -
 
     Never the study itself, nor one whose report says the same. RRGError where a pool is empty or too small.
     """
+    rows = {sign: np.zeros((len(data), 0), int) for sign in SIGNS}
     if not config.pairs:
-        return {sign: np.zeros((len(data), 0), int) for sign in SIGNS}
-    pools = {sign: np.flatnonzero(pool) for sign, pool in signs(config, train).items()}
+        return rows
+    wanted = SIGNS if config.contexts == "both" else (config.contexts,)
+    pools = {sign: np.flatnonzero(pool) for sign, pool in signs(config, train).items() if sign in wanted}
     for sign, pool in pools.items():
         if not len(pool):
             raise RRGError(f"no {sign} studies among the {len(train)} training studies: take more of them")
     if config.retrieval in ("keyword", "normal_by_mesh", "random"):
-        return {sign: _drawn(config, pool, data, train) for sign, pool in pools.items()}
+        return rows | {sign: _drawn(config, pool, data, train) for sign, pool in pools.items()}
     source = f"{config.encoder}-{config.size}-{weights_hash(config.encoder, config.size)}"
     reference = global_features(train.films, config.encoder, config.size)[: len(train)]
     known = standardised(reference, reference)
     asked = standardised(global_features(data.films, config.encoder, config.size)[: len(data)], reference)
-    found = {}
     for sign, pool in pools.items():
         index = StudyIndex.build(
             [train.reports[r].id for r in pool], known[pool], source, [train.texts[r] for r in pool]
         )
         ids = [report.id for report in data.reports]
-        found[sign] = pool[index.search(asked, config.pairs, source, ids, data.texts).rows]
-    return found
+        rows[sign] = pool[index.search(asked, config.pairs, source, ids, data.texts).rows]
+    return rows
 
 
 def signs(config: R2GenCSRConfig, train: PhantomDataset) -> dict[str, np.ndarray]:
