@@ -165,19 +165,18 @@ def compare_command(
 ) -> None:
     """Train encoders alike, several seeds each, for notebook 04; what is there already is not made again.
 
-    Each gets the best of three learning rates. An hour on two idle cores, if two processes share the names.
+    Each gets the best of three learning rates. Started twice, the two share the encoders: an hour on two idle cores.
     """
     from rrg_utils.runner import show, unknown
-    from rrg_utils.vision.comparison import compare
+    from rrg_utils.vision.comparison import compare_all
     from rrg_utils.vision.pretrain import PRETRAINABLE
 
     for name in names or ():
         if name not in PRETRAINABLE:
             raise unknown("encoder", name, list(PRETRAINABLE))
     _show_progress()
-    for seed in range(seeds):
-        for name in names or PRETRAINABLE:
-            typer.echo(show(compare(name, seed=seed, studies=studies, epochs=epochs)))
+    for path in compare_all(names or list(PRETRAINABLE), seeds, studies=studies, epochs=epochs):
+        typer.echo(show(path))
 
 
 @app.command("train")

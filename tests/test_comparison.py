@@ -140,3 +140,16 @@ def test_runs_leave_no_gradients_behind():
     cost.training(encoder, torch.rand(1, 1, 64, 64))
     assert all(p.grad is None for p in encoder.parameters())
     assert cost.seconds(lambda: None) < 1
+
+
+def test_calls_in_several_processes_take_other_encoders(tmp_path, monkeypatch):
+    """The lock of an encoder that another process trains: the others come first, then it is waited for."""
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path))
+    monkeypatch.setattr(comparison, "compare", lambda name, *, seed, **recipe: (name, seed))
+    elsewhere = comparison._only_here("swin")
+    elsewhere.acquire()
+    made = comparison.compare_all(["swin", "vit"], 2)
+    assert [next(made), next(made)] == [("vit", 0), ("vit", 1)]
+    elsewhere.release()
+    assert list(made) == [("swin", 0), ("swin", 1)]
+    assert list(comparison.compare_all(["swin"], 1)) == [("swin", 0)]  # the lock is free again

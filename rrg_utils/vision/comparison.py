@@ -6,12 +6,14 @@ and test films is kept in `results/encoders/`: one number a film and class, from
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
+from rrg_utils.artifacts import cache_dir
 from rrg_utils.claims import RESULTS
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.datasets import load_dataset
@@ -58,6 +60,30 @@ def learning_rate(name: str, *, studies: int = 8000, epochs: int = 1, size: int 
         temporary.replace(path)
     values = kept["validation macro AUROC"]
     return float(max(values, key=values.get))
+
+
+def compare_all(names: Sequence[str], seeds: int, *, studies: int = 8000, epochs: int = 1) -> Iterator[Path]:
+    """`compare` for every encoder and the seeds 0 to `seeds` - 1, giving each file as it is there.
+
+    Of calls in several processes each takes other encoders; what another one is making is waited for at the end.
+    """
+    waiting = list(names)
+    for patience in (0, -1):  # seconds to wait for another process; -1: as long as it takes
+        names, waiting = waiting, []
+        for name in names:
+            try:
+                with _only_here(name).acquire(timeout=patience):
+                    for seed in range(seeds):
+                        yield compare(name, seed=seed, studies=studies, epochs=epochs)
+            except Timeout:
+                log.info("%s is being trained by another process: the others first", name)
+                waiting.append(name)
+
+
+def _only_here(name: str) -> FileLock:
+    folder = cache_dir() / "compare"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
 
 
 def compare(name: str, *, seed: int = 0, studies: int = 8000, epochs: int = 1, size: int = 128) -> Path:
