@@ -111,8 +111,9 @@ def run(
     """Run notebooks at a profile and return the executed copies.
 
     `settings` are "name=value" texts that override the profile in every chosen notebook that declares the name.
-    Measurements go to `results/` below the output folder. `commit` puts them into the course's `results/`, and the
-    executed notebooks over their sources, without traces of the machine.
+    Measurements go to `results/` below the output folder. `commit` puts the executed notebooks over their sources,
+    without traces of the machine, and measurements into the course's `results/`; but those of a notebook over several
+    seeds, which may be fewer than are kept there, come from `run_seeds`.
     Raises RRGError, before anything runs, for an unknown notebook, profile or parameter or a value of another type,
     and when a notebook fails; KeyboardInterrupt once the kernel is gone.
     """
@@ -126,9 +127,9 @@ def run(
     source = _source_digest(root)
     with _writing_to(output):
         for number, path in enumerate(paths, 1):
-            job = _Job(
-                path, output / path.name, plan[path], read(path), root / "results" if commit else output / "results"
-            )
+            over_seeds = "seeds" in declared_parameters(path)
+            kept = root / "results" if commit and not over_seeds else output / "results"
+            job = _Job(path, output / path.name, plan[path], read(path), kept)
             _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)
             if commit:
                 _write(path, nbformat.writes(without_machine(read(job.result))) + "\n")

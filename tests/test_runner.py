@@ -342,6 +342,10 @@ def test_only_commit_puts_measurements_into_the_results_of_the_course(course):
     said = rrg(course, "run", "02", "--commit").stdout
     assert "up to date" not in said, "its measurements are not there yet"
     assert json.loads((course / measured).read_text())["effect"] == 0.1
+    write_notebook(course / "notebooks" / "02_second.ipynb", "seeds = [0]", [cell.replace("0.1,", "0.11,")])
+    rrg(course, "run", "02", "--commit")
+    assert json.loads((course / measured).read_text())["effect"] == 0.1, "what --seeds has measured stays"
+    assert json.loads((course / "runs" / "cpu" / measured).read_text())["effect"] == 0.11
 
 
 def test_killed_run_goes_on_where_it_stopped(course):
