@@ -50,9 +50,8 @@ def film_tokens(films: Films, name: str = "swin", size: int = 128, progress: boo
     model = load_encoder(name, size)
 
     def make(folder: Path) -> None:
-        if (
-            torch.accelerator.is_available()
-        ):  # not `default_device`: it may want to meet processes that wait for this one
+        # Not `default_device`, which may want to meet processes that wait for this one.
+        if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
         out = np.lib.format.open_memmap(
             folder / "tokens.npy", "w+", np.float16, (len(films), model.grid**2, model.width)
