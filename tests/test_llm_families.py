@@ -182,7 +182,8 @@ def test_estimate_counts_the_weights_exactly_and_the_cache(folder):
     assert memory_need(config, torch.bfloat16).weights == 2 * need.parameters
     assert need.tokens == 128
     ids = torch.ones(1, need.tokens, dtype=torch.long)
-    cache = llm.model(ids, use_cache=True).past_key_values
+    cache = transformers.DynamicCache(config=config)
+    llm.model(ids, use_cache=True, **{models_module.CACHE: cache})
     assert need.cache == sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
 
 

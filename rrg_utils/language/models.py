@@ -7,6 +7,7 @@
 A model is refused before its weights are read if there is no memory for it.
 """
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -38,6 +40,8 @@ from rrg_utils.language.memory import free_memory, gigabytes, memory_need, need_
 from rrg_utils.training import autocast_bf16
 
 SWITCHES = ("4bit", "checkpointing")  # may follow a name, so that a profile can set them: "org/model:4bit"
+# What models call keys and values of earlier tokens: transformers 5.24 renamed it.
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ def _checkpoint_layers(model: nn.Module) -> None:
     def checkpointed(forward):
         @wraps(forward)
         def call(*args, **kwargs):
-            if torch.is_grad_enabled() and kwargs.get("past_key_values") is None:
+            if torch.is_grad_enabled() and kwargs.get(CACHE) is None:
                 return checkpoint(forward, *args, use_reentrant=False, **kwargs)
             return forward(*args, **kwargs)
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from rrg_utils.errors import RRGError
 from rrg_utils.language.memory import cache_bytes, free_memory
-from rrg_utils.language.models import LanguageModel
+from rrg_utils.language.models import CACHE, LanguageModel
 
 SLOT = -1  # stands in a row of token ids for one embedding
 
@@ -193,17 +194,17 @@ def _greedy(llm: LanguageModel, rows: "list[_Row]", max_new_tokens: int) -> list
     tokens: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))  # the row that each line of the batch decodes
     running = set(alive)
-    cache = None
+    cache = DynamicCache(config=llm.model.config)
     for _ in range(max_new_tokens):
         out = llm.model(
             **inputs,
             attention_mask=mask if padded else None,
             position_ids=position,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, new = out.past_key_values, out.logits[:, -1].argmax(-1)
+        new = out.logits[:, -1].argmax(-1)
         for row, token in zip(alive, new.tolist(), strict=True):
             if row in running:
                 if token == llm.eos:
