@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's palette: told apart with any common colour vision.
 COLOURS = {
@@ -49,7 +50,8 @@ def outline(axis: plt.Axes, box: Sequence[float], label: str = "", colour: str =
     axis.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
     if label:
         inside = y0 < 8  # no room above the box
-        axis.text(x0 + inside, y0 - 1.5 + 3 * inside, label, color=colour, fontsize=9, va="top" if inside else "bottom")
+        place = {"va": "top" if inside else "bottom", "path_effects": [withStroke(linewidth=2, foreground="black")]}
+        axis.text(x0 + inside, y0 - 1.5 + 3 * inside, label, color=colour, fontsize=9, **place)
 
 
 def overlay(axis: plt.Axes, mask: np.ndarray, colour: str, alpha: float = 0.35) -> None:
