@@ -725,6 +725,21 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
     return Verdict(effect, low, high, judge(wanted.direction, low, high), seeds, reason)
 
 
+def arms(claim_id: str, profile: str = "cpu") -> dict[str, list[float]]:
+    """The deciding score of every arm, one value per training seed in `results/`; empty where none are kept."""
+    return next((entry["arms"] for entry in measured(claim_id, profile) if "arms" in entry), {})
+
+
+def beside_kept(claim_id: str, here: Sequence[float], profile: str = "cpu") -> str:
+    """Two lines for a notebook that trains few seeds: the claim, then its own effect (the mean; none: not measured)
+    beside the verdict over the seeds in `results/`."""
+    kept = verdict(claim_id, profile)
+    told = kept.reason or f"{kept.verdict}, {kept.effect:+.3f} [{kept.low:+.3f}, {kept.high:+.3f}]"
+    seeds = f" ({kept.seeds} seed{'s' * (kept.seeds > 1)})" if kept.seeds else ""
+    own = f"here {sum(here) / len(here):+.3f}" if len(here) else "not measured here"
+    return f"{claim(claim_id).statement}\n    {own}; in results/: {told}{seeds}"
+
+
 def combined(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """Effect and interval from those of several training seeds, (effect, low, high) over the same test reports each.
 

@@ -71,10 +71,11 @@ def cold_minutes(stem: str) -> float | None:
     return (_settings().get("cold_minutes") or {}).get(stem)
 
 
-def trainings(stem: str) -> tuple[int, int]:
-    """How many systems with the language model a notebook trains: for every training seed, and once."""
-    for_each_seed, once = (_settings().get("trainings") or {}).get(stem, (0, 0))
-    return for_each_seed, once
+def trainings(stem: str) -> tuple[int, int, int]:
+    """How many systems with the language model a notebook trains: for every training seed, once, and in all where it
+    trains a few (`arms`)."""
+    for_each_seed, once, *few = (_settings().get("trainings") or {}).get(stem, (0, 0))
+    return for_each_seed, once, *(few or [for_each_seed + once])
 
 
 def lacks(profile: str) -> list[str]:
@@ -112,8 +113,8 @@ def run(
 
     `settings` are "name=value" texts that override the profile in every chosen notebook that declares the name.
     Measurements go to `results/` below the output folder. `commit` puts the executed notebooks over their sources,
-    without traces of the machine, and measurements into the course's `results/`; but those of a notebook over several
-    seeds, which may be fewer than are kept there, come from `run_seeds`.
+    without traces of the machine, and measurements into the course's `results/`; but those of a notebook with `seeds`
+    or `arms`, whose defaults may be fewer than are kept there, come from `run_seeds`.
     Raises RRGError, before anything runs, for an unknown notebook, profile or parameter or a value of another type,
     and when a notebook fails; KeyboardInterrupt once the kernel is gone.
     """
@@ -127,8 +128,8 @@ def run(
     source = _source_digest(root)
     with _writing_to(output):
         for number, path in enumerate(paths, 1):
-            over_seeds = "seeds" in declared_parameters(path)
-            kept = root / "results" if commit and not over_seeds else output / "results"
+            by_seeds = {"seeds", "arms"} & declared_parameters(path).keys()
+            kept = root / "results" if commit and not by_seeds else output / "results"
             job = _Job(path, output / path.name, plan[path], read(path), kept)
             _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)
             if commit:
@@ -160,7 +161,8 @@ def run_seeds(
 ) -> list[Path]:
     """Run notebooks over the training seeds 0 to `seeds` - 1, so that verdicts have a spread; returns what was made.
 
-    A notebook with a parameter `seed` is run once for each, one with `seeds` once with all, any other once. Outputs go
+    A notebook with a parameter `seed` is run once for each, one with `seeds` once with all, any other once; where some
+    rows of an ablation are read by default (`arms`), all are trained. Outputs go
     to `runs/<profile>-seeds`, measurements to `results/`. The expected time is said first. Each run is kept as soon as
     it is done, so the same command goes on after a stop; a notebook that fails does not keep the others, and raises
     RRGError at the end. `only_claims` leaves out the notebooks that test no claim.
@@ -230,7 +232,8 @@ def figure(name: str, profile: str = "cpu", say: Callable[[str], None] = print) 
     files = [root / "figures" / f"{name}{ending}{kind}" for kind in kinds]
     output = root / "runs" / f"{profile}-figures"
     saving = _saving(read(path), os.path.relpath(root / "figures", path.parent), ending)
-    job = _Job(path, output / path.name, _plan([path], profile, [])[path], saving, output / "results")
+    parameters = _with_all_arms(path, _plan([path], profile, [])[path])
+    job = _Job(path, output / path.name, parameters, saving, output / "results")
     with _writing_to(output):
         missing = not all(file.is_file() for file in files)
         _bring_up_to_date(job, profile, _source_digest(root), missing, f"[1/1] {path.stem}", say)
@@ -346,16 +349,21 @@ def _seed_jobs(path: Path, profile: str, seeds: int, output: Path) -> Iterator[_
     """The runs of a notebook over training seeds."""
     declared, notebook, kept = declared_parameters(path), read(path), path.parents[1] / "results"
     if "seeds" in declared:
-        parameters = _plan([path], profile, [f"seeds={list(range(seeds))}"])[path]
+        parameters = _with_all_arms(path, _plan([path], profile, [f"seeds={list(range(seeds))}"])[path])
         new = len({*range(seeds)} - {*declared["seeds"]})
         yield _Job(path, output / f"{path.stem}-seeds{seeds}.ipynb", parameters, notebook, kept, new)
     elif "seed" in declared and path.stem not in (_settings().get("seeds_from") or {}):
         for seed in range(seeds):
-            parameters = _plan([path], profile, [f"seed={seed}"])[path]
+            parameters = _with_all_arms(path, _plan([path], profile, [f"seed={seed}"])[path])
             result = output / f"{path.stem}-seed{seed}.ipynb"
             yield _Job(path, result, parameters, notebook, kept, int(seed != declared["seed"]))
     else:
         yield _Job(path, output / path.name, _plan([path], profile, [])[path], notebook, kept)
+
+
+def _with_all_arms(path: Path, parameters: dict) -> dict:
+    """The parameters, with every row of an ablation measured: a notebook's default may be to read some of them."""
+    return parameters | ({"arms": "all"} if "arms" in declared_parameters(path) else {})
 
 
 def _expected(jobs: Sequence[_Job], profile: str, pending: Sequence[_Job]) -> str:

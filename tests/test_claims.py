@@ -106,6 +106,20 @@ def test_one_seed_without_an_interval_is_not_tested(results):
     assert (found.verdict, found.effect, found.seeds, found.reason) == ("not tested", 0.3, 1, "one seed has no spread")
 
 
+def test_a_notebook_of_one_seed_stands_beside_those_that_are_kept(results, monkeypatch):
+    monkeypatch.setenv("RRG_RECORD", str(results / "elsewhere"))
+    claims.record_seeds(UP, "cpu", {0: 0.3}, arms={"BASE": [0.1]})
+    assert claims.arms(UP) == {}, "what is recorded elsewhere is not kept"
+    line = claims.beside_kept(UP, [0.3])
+    assert line.splitlines() == [claims.claim(UP).statement, "    here +0.300; in results/: run notebook 06"]
+    monkeypatch.delenv("RRG_RECORD")
+    claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.15}, arms={"BASE": [0.1, 0.2, 0.3]})
+    assert claims.arms(UP) == {"BASE": [0.1, 0.2, 0.3]}
+    assert "not measured here; in results/: reproduced" in claims.beside_kept(UP, [])
+    assert claims.beside_kept(UP, [0.2, 0.4]).splitlines()[1].startswith("    here +0.300; in")
+    assert claims.beside_kept(UP, [0.3]).endswith("results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)")
+
+
 def test_seeds_without_intervals_get_student_s(results):
     claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.4})
     found, wanted = claims.verdict(UP), over_seeds([0.1, 0.2, 0.4])
