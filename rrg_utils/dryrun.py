@@ -218,11 +218,12 @@ def _time(stem: str, values: dict, declared: dict, llm: LLM | None, speed: float
 
 def operations(stem: str, values: dict, parameters: float) -> float:
     """Floating-point operations of the language model in a notebook's trainings and in writing its test reports."""
-    for_each_seed, once = runner.trainings(stem)
-    systems = for_each_seed * len(values.get("seeds", [0])) + once
+    for_each_seed, once, few = runner.trainings(stem)
+    systems = few if values.get("arms") == "few" else for_each_seed * len(values.get("seeds", [0])) + once
+    systems += sum(len(values.get(name, ())) for name in ("rates", "controls"))  # one for each that is listed
     aligned = values.get("align_studies", 0)
     passes = values.get("composed_epochs", 0) * aligned + values.get("epochs", 1) * values.get("train_reports", 0)
-    trained = TOKENS * (ALIGN_EPOCHS * aligned * bool(systems) + systems * passes)
+    trained = TOKENS * (values.get("align_epochs", ALIGN_EPOCHS) * aligned * bool(systems) + systems * passes)
     written = max(systems, 1) * values.get("test_reports", 0) * (TOKENS + values.get("max_new_tokens", 60))
     return parameters * (4 * trained + 2 * written)
 

@@ -135,10 +135,13 @@ def test_smollm2_without_its_wheel(monkeypatch):
 
 def test_operations_by_hand(course):
     """Two systems for each of three seeds and one more; 10 studies aligned five times, 4 epochs of 20 reports."""
-    (course / "notebooks" / "profiles.yml").write_text("trainings: {01_first: [2, 1]}\nprofiles: {cpu: {}}")
+    (course / "notebooks" / "profiles.yml").write_text("trainings: {01_first: [2, 1, 4]}\nprofiles: {cpu: {}}")
     values = {"seeds": [0, 1, 2], "align_studies": 10, "composed_epochs": 1, "epochs": 4, "train_reports": 20}
     values |= {"test_reports": 5, "max_new_tokens": 72}
     trained, written = 5 * 10 + 7 * (10 + 4 * 20), 7 * 5 * (128 + 72)
     assert operations("01_first", values, 1e6) == pytest.approx(1e6 * (4 * 128 * trained + 2 * written))
+    few = values | {"arms": "few", "rates": [0.2, 0.4], "align_epochs": 1}
+    trained, written = 10 + 6 * (10 + 4 * 20), 6 * 5 * (128 + 72)
+    assert operations("01_first", few, 1e6) == pytest.approx(1e6 * (4 * 128 * trained + 2 * written))
     write_notebook(course / "notebooks" / "03_third.ipynb", "n = 1  # one", [])
-    assert runner.trainings("03_third") == (0, 0)
+    assert runner.trainings("03_third") == (0, 0, 0)
