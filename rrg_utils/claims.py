@@ -726,8 +726,12 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
 
 
 def arms(claim_id: str, profile: str = "cpu") -> dict[str, list[float]]:
-    """The deciding score of every arm, one value per training seed in `results/`; empty where none are kept."""
-    return next((entry["arms"] for entry in measured(claim_id, profile) if "arms" in entry), {})
+    """The deciding score of every arm, one value per training seed; empty where none are kept.
+
+    Every file in `results/` holds those of the run that wrote it: the run over most seeds counts.
+    """
+    found = [entry["arms"] for entry in measured(claim_id, profile) if entry.get("arms")]
+    return max(found, key=lambda each: max(map(len, each.values())), default={})
 
 
 def beside_kept(claim_id: str, here: Sequence[float], profile: str = "cpu") -> str:

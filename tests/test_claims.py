@@ -114,6 +114,7 @@ def test_a_notebook_of_one_seed_stands_beside_those_that_are_kept(results, monke
     assert line.splitlines() == [claims.claim(UP).statement, "    here +0.300; in results/: run notebook 06"]
     monkeypatch.delenv("RRG_RECORD")
     claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.15}, arms={"BASE": [0.1, 0.2, 0.3]})
+    claims.record_seeds(UP, "cpu", {0: 0.1}, arms={"BASE": [0.1]})  # a later run over fewer seeds
     assert claims.arms(UP) == {"BASE": [0.1, 0.2, 0.3]}
     assert "not measured here; in results/: reproduced" in claims.beside_kept(UP, [])
     assert claims.beside_kept(UP, [0.2, 0.4]).splitlines()[1].startswith("    here +0.300; in")
