@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import rrg_utils
 from rrg_utils.errors import RRGError
-from rrg_utils.metrics.statistics import over_seeds
+from rrg_utils.metrics.statistics import next_seed, over_seeds
 
 RESULTS = Path(rrg_utils.__file__).resolve().parents[1] / "results"
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not tested")
@@ -64,6 +64,19 @@ class Verdict:
     verdict: str
     seeds: int
     reason: str = ""
+
+
+class Rerun(NamedTuple):
+    """The effect that a run of its own found, and the range (low, high) in which one more of our seeds was expected."""
+
+    effect: float
+    low: float
+    high: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is as near to the kept effects as another seed would be."""
+        return self.low <= self.effect <= self.high
 
 
 CLAIMS = {
@@ -689,9 +702,9 @@ def record_seeds(claim_id: str, profile: str, effects: Mapping[int, float], **de
     return [record(claim_id, profile, seed, effect, **details) for seed, effect in effects.items()]
 
 
-def measured(claim_id: str, profile: str = "cpu") -> list[dict]:
-    """What was measured for a claim at a profile, one entry per file, in order of seed."""
-    folder = RESULTS / claim(claim_id).id
+def measured(claim_id: str, profile: str = "cpu", results: Path | None = None) -> list[dict]:
+    """What was measured for a claim at a profile, one entry per file, in order of seed; `results` None: `RESULTS`."""
+    folder = (results or RESULTS) / claim(claim_id).id
     return sorted((_read(path, claim_id) for path in folder.glob(f"{profile}-seed*.json")), key=lambda e: e["seed"])
 
 
@@ -723,6 +736,19 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
         effect, low, high = across.mean, across.low, across.high
     reason = "" if not math.isnan(low + high) else "one seed has no spread" if not intervals else "no interval"
     return Verdict(effect, low, high, judge(wanted.direction, low, high), seeds, reason)
+
+
+def rerun(claim_id: str, profile: str = "cpu", results: Path | None = None) -> Rerun | None:
+    """What another run found for a claim, with language model, projector and systems of its own.
+
+    `results` is where it kept its measurements; None: the committed run, `results/rerun`. The answer is None where that
+    run has none, or where ours are of fewer than two training seeds and nothing can be expected of one more.
+    """
+    ours = [entry["effect"] for entry in measured(claim_id, profile)]
+    theirs = [entry["effect"] for entry in measured(claim_id, profile, results or RESULTS / "rerun")]
+    if not theirs or len(ours) < 2:
+        return None
+    return Rerun(theirs[0], *next_seed(ours))
 
 
 def arms(claim_id: str, profile: str = "cpu") -> dict[str, list[float]]:

@@ -107,14 +107,21 @@ def scorecard_command(
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Developers: renew scorecard and pictures of a README.")
     ] = None,
+    rerun: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Measurements of a run to compare with, such as runs/cpu/results."),
+    ] = None,
 ) -> None:
     """Print every claim of the papers beside what was measured here, and the verdict."""
     from rrg_utils import readme, scorecard
 
+    if rerun and not any(rerun.glob(f"*/{profile}-seed*.json")):
+        raise RRGError(f"{rerun} holds no measurements at profile {profile}: name the results folder of a run")
+
     if write:
         typer.echo("\n".join(readme.renew(write, profile)))
     else:
-        typer.echo(scorecard.markdown(profile) if markdown else scorecard.text(profile))
+        typer.echo(scorecard.markdown(profile, rerun) if markdown else scorecard.text(profile, rerun))
 
 
 @app.command()

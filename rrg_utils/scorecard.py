@@ -1,11 +1,13 @@
 """The scorecard: every claim of the papers, its numbers, what was measured here, and the verdict."""
 
 from collections import Counter
+from pathlib import Path
 
 from rrg_utils import claims
-from rrg_utils.claims import CLAIMS, VERDICTS, Claim, Verdict, papers
+from rrg_utils.claims import CLAIMS, VERDICTS, Claim, Rerun, Verdict, papers
 
 SIGNS = dict(zip(VERDICTS, "✓✗~·", strict=True))  # told apart without colour
+OUTSIDE = "≠"  # a second run that is not where one more seed was expected
 
 
 def by_paper() -> dict[str, list[Claim]]:
@@ -18,8 +20,11 @@ def by_paper() -> dict[str, list[Claim]]:
     return groups
 
 
-def text(profile: str = "cpu") -> str:
-    """The scorecard for a terminal: some lines for each claim, counts at the end."""
+def text(profile: str = "cpu", rerun: Path | None = None) -> str:
+    """The scorecard for a terminal: some lines for each claim, counts at the end.
+
+    `rerun`: the measurements of another run, such as one's own in `runs/cpu/results`; None: the committed one.
+    """
     lines = []
     for heading, group in by_paper().items():
         lines += [heading, ""]
@@ -27,33 +32,45 @@ def text(profile: str = "cpu") -> str:
             found = claims.verdict(claim.id, profile)
             lines += [f"  {SIGNS[found.verdict]} {found.verdict:13} {claim.id}", f"      {claim.statement}"]
             lines += [f"      paper: {claim.rests_on}", f"      here:  {measurement(found)}"]
+            again = claims.rerun(claim.id, profile, rerun)
+            lines += [f"      again: {again_in_words(again)}"] if again else []
             lines += [f"      what:  {claim.effect}"] if found.seeds else []
             lines += [""]
-    return "\n".join([*lines, counts(profile)])
+    return "\n".join([*lines, counts(profile), *agreement(profile, rerun)])
 
 
-def markdown(profile: str = "cpu") -> str:
+def markdown(profile: str = "cpu", rerun: Path | None = None) -> str:
     """The scorecard as Markdown, seen from the repository's root: a line for each claim, untested ones folded away."""
     heads = {
-        True: ["| verdict | claim | the paper's numbers | here: effect [95 % interval] |", "|---|---|---|---|"],
+        True: [
+            "| verdict | claim | the paper's numbers | here: effect [95 % interval] | again |",
+            "|---|---|---|---|---|",
+        ],
         False: ["| claim | the paper's numbers | why it is not tested |", "|---|---|---|"],
     }
     lines = {tested: list(head) for tested, head in heads.items()}
     for heading, group in by_paper().items():
         found = {claim: claims.verdict(claim.id, profile) for claim in group}
         for tested, table in lines.items():
-            rows = [_row(claim, one) for claim, one in found.items() if (one.verdict != "not tested") == tested]
+            rows = [
+                _row(claim, one, claims.rerun(claim.id, profile, rerun))
+                for claim, one in found.items()
+                if (one.verdict != "not tested") == tested
+            ]
             table += [f"| **{heading}** {'| ' * (heads[tested][0].count('|') - 2)}|", *rows] if rows else []
     folded = ["<details>", "<summary>The claims that are not tested here, and why</summary>", "", *lines[False]]
-    return "\n".join([counts(profile), "", *lines[True], "", *folded, "", "</details>"])
+    return "\n".join([counts(profile), *agreement(profile, rerun), "", *lines[True], "", *folded, "", "</details>"])
 
 
-def _row(claim: Claim, found: Verdict) -> str:
+def _row(claim: Claim, found: Verdict, again: Rerun | None) -> str:
     path = f"notebooks/{claim.notebook}.ipynb"
     linked = claim.notebook and (claims.RESULTS.parent / path).is_file()
     statement = f"{claim.statement} ([{claim.notebook[:2]}]({path}))" if linked else claim.statement
     cells = [statement, claim.rests_on, measurement(found)]
-    return f"| {' | '.join(cells if found.verdict == 'not tested' else [_signed(found), *cells])} |"
+    if found.verdict != "not tested":
+        second = f"{again.effect:+.3f}{'' if again.inside else f' {OUTSIDE}'}" if again else ""
+        cells = [_signed(found), *cells, second]
+    return f"| {' | '.join(cells)} |"
 
 
 def _signed(found: Verdict) -> str:
@@ -68,6 +85,27 @@ def measurement(found: Verdict) -> str:
     if found.reason:
         return f"{found.effect:+.3f}, {seeds}: {found.reason}"
     return f"{found.effect:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {seeds}"
+
+
+def again_in_words(found: Rerun) -> str:
+    """The effect of another run, and whether one more seed would have led one to expect it."""
+    where = "where" if found.inside else f"{OUTSIDE} outside of where"
+    return f"{found.effect:+.3f}, {where} one more seed was expected [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def agreement(profile: str = "cpu", rerun: Path | None = None) -> list[str]:
+    """How far another run agrees with the kept one, in a sentence; none where there is no such run."""
+    found = {name: again for name in CLAIMS if (again := claims.rerun(name, profile, rerun))}
+    if not found:
+        return []
+    verdicts = {name: claims.verdict(name, profile) for name in found}
+    decided = [name for name, one in verdicts.items() if one.verdict in ("reproduced", "contradicted")]
+    same = sum(found[name].effect * verdicts[name].effect > 0 for name in decided)
+    inside = sum(again.inside for again in found.values())
+    return [
+        f"Run again from the start: {inside} of {len(found)} effects over training seeds lie where one more seed was "
+        f"expected, and of the {len(decided)} that are decided {same} keep their direction."
+    ]
 
 
 def counts(profile: str = "cpu") -> str:

@@ -1,6 +1,7 @@
 """Tables of scores that take long to make, kept in `results/tables`: a notebook need not train every row again.
 
-A notebook that trains all rows keeps them; one that trains a few takes the others from there, and says so.
+A notebook that trains all rows keeps them; one that trains a few takes the others from there, and says so: `completed`
+does either.
 """
 
 import json
@@ -12,6 +13,18 @@ from rrg_utils import claims
 from rrg_utils.errors import RRGError
 
 Row = Mapping[str, float | None]
+
+
+def completed(name: str, profile: str, seed: int, rows: Mapping[str, Row], whole: bool) -> dict[str, Row]:
+    """All rows of a table for one training seed, in its order. `rows` are those that were made here.
+
+    If they are all there is (`whole`), they are kept for other runs. Else what is missing comes from `results/`, where
+    there is any; such rows rest on the language model of the run that made them.
+    """
+    if whole:
+        keep(name, profile, seed, rows)
+        return dict(rows)
+    return {**kept(name, profile, seed), **rows}
 
 
 def keep(name: str, profile: str, seed: int, rows: Mapping[str, Row]) -> Path:

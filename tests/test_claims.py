@@ -121,6 +121,22 @@ def test_a_notebook_of_one_seed_stands_beside_those_that_are_kept(results, monke
     assert claims.beside_kept(UP, [0.3]).endswith("results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)")
 
 
+def test_a_run_again_stands_beside_where_one_more_seed_was_expected(results, monkeypatch):
+    """By hand: .1, .2 and .3 have a standard deviation of .1; Student's 4.303 * .1 * sqrt(1 + 1/3) is .4969."""
+    claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.3})
+    assert claims.rerun(UP) is None, "nothing was run again"
+    for folder, effect in (("rerun", 0.69), ("mine", -0.3)):
+        monkeypatch.setenv("RRG_RECORD", str(results / folder))
+        claims.record_seeds(UP, "cpu", {0: effect})
+        claims.record_seeds(DOWN, "cpu", {0: effect})
+    found = claims.rerun(UP)
+    assert (found.effect, found.inside) == (0.69, True)
+    assert (found.low, found.high) == pytest.approx((0.2 - 0.4969, 0.2 + 0.4969), abs=1e-4)
+    assert not claims.rerun(UP, results=results / "mine").inside
+    assert claims.rerun(DOWN) is None, "nothing can be expected where nothing is kept"
+    assert claims.rerun(UP, "smoke") is None
+
+
 def test_seeds_without_intervals_get_student_s(results):
     claims.record_seeds(UP, "cpu", {0: 0.1, 1: 0.2, 2: 0.4})
     found, wanted = claims.verdict(UP), over_seeds([0.1, 0.2, 0.4])
@@ -235,8 +251,8 @@ def test_every_claim_names_a_paper_and_the_notebook_that_records_it(claim):
 
 
 def test_committed_results_agree_with_their_verdicts():
-    paths = sorted(claims.RESULTS.glob("*/cpu-seed*.json"))
-    assert paths, "no results are committed"
+    paths = [p for where in ("", "rerun/") for p in sorted(claims.RESULTS.glob(f"{where}*/cpu-seed*.json"))]
+    assert {path.parents[1].name for path in paths} == {"results", "rerun"}
     for path in paths:
         entry = json.loads(path.read_text())
         assert path.parent.name == entry["claim"]

@@ -22,7 +22,7 @@ def test_every_claim_has_one_line_and_its_verdict():
         (line,) = (line for line in rows if claim.statement in line and claim.rests_on in line)
         verdict = claims.verdict(claim.id).verdict
         assert line.startswith(f"| {scorecard.SIGNS[verdict]} {verdict} |") == (verdict != "not tested")
-        assert line.count("|") == (4 if verdict == "not tested" else 5), "a bar in a text would break the table"
+        assert line.count("|") == (4 if verdict == "not tested" else 6), "a bar in a text would break the table"
 
 
 def test_the_text_names_every_claim_and_what_decides_it():
@@ -47,6 +47,26 @@ def test_a_profile_without_results_tests_nothing(tmp_path, monkeypatch):
     assert "+0.100 [+0.050, +0.200], 1 seed |" in table
     assert "| +0.100, 1 seed: one seed has no spread |" in table
     assert "(notebooks/" not in table, "no link to a notebook that is not there"
+    assert "Run again" not in table, "nothing was run again"
+
+
+def test_a_run_again_is_shown_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    for name, effects in {"trrg.dci_helps": (0.1, 0.11, 0.12), "trrg.cmci_helps": (-0.1, 0.1, 0.2)}.items():
+        claims.record_seeds(name, "cpu", dict(enumerate(effects)))
+    monkeypatch.setenv("RRG_RECORD", str(tmp_path / "mine"))
+    claims.record_seeds("trrg.dci_helps", "cpu", {0: 0.9})
+    claims.record_seeds("trrg.cmci_helps", "cpu", {0: 0.3})
+    assert "again:" not in scorecard.text()
+    text = scorecard.text(rerun=tmp_path / "mine")
+    assert f"again: +0.900, {scorecard.OUTSIDE} outside of where one more seed was expected [+0.060, +0.160]" in text
+    assert "again: +0.300, where one more seed was expected" in text
+    counted = "1 of 2 effects over training seeds lie where one more seed was expected, and of the 1 that are decided 1"
+    assert counted in text
+    table = scorecard.markdown(rerun=tmp_path / "mine")
+    assert f"| +0.900 {scorecard.OUTSIDE} |" in table
+    assert "| +0.300 |" in table
+    assert counted in table
 
 
 # --- README.md ---

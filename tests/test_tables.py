@@ -29,6 +29,17 @@ def test_what_is_recorded_elsewhere_is_not_kept(results, monkeypatch):
     assert tables.kept("trrg.table2", "cpu", 0) == {}
 
 
+def test_a_table_is_completed_from_what_is_kept(results):
+    few = {"TRRG": {"BLEU-4": 0.08, "METEOR": 0.3}}
+    assert tables.completed("trrg.table2", "cpu", 0, few, whole=False) == few, "nothing is kept yet"
+    assert tables.completed("trrg.table2", "cpu", 0, ROWS, whole=True) == ROWS
+    found = tables.completed("trrg.table2", "cpu", 0, few, whole=False)
+    assert list(found) == ["BASE", "TRRG"], "in the order of the table"
+    assert found["TRRG"] == few["TRRG"], "what was made here counts"
+    assert found["BASE"]["BLEU-4"] == 0.06123
+    assert tables.kept("trrg.table2", "cpu", 0)["TRRG"]["BLEU-4"] == 0.07, "a few rows do not replace the table"
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"BASE": 0.1}'])
 def test_a_damaged_table_is_one_line(results, content):
     path = tables.keep("trrg.table2", "cpu", 0, ROWS)

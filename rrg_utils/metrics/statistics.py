@@ -182,6 +182,16 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Seeds:
     return Seeds(center, sd, center - half, center + half, n)
 
 
+def next_seed(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Where the value of one more training seed is expected: Student's prediction interval, NaN for a single value.
+
+    It is sqrt(n + 1) times as wide as the interval of the mean, since the new value has a spread of its own.
+    """
+    across = over_seeds(values, level)
+    half = (across.high - across.mean) * (across.n + 1) ** 0.5
+    return across.mean - half, across.mean + half
+
+
 def token_loss(sums: Sequence[float], counts: Sequence[int]) -> Statistic:
     """Mean loss per token: `sums` of token losses and token `counts`, one of each per report."""
     sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
