@@ -762,11 +762,14 @@ def arms(claim_id: str, profile: str = "cpu") -> dict[str, list[float]]:
 
 def beside_kept(claim_id: str, here: Sequence[float], profile: str = "cpu") -> str:
     """Two lines for a notebook that trains few seeds: the claim, then its own effect (the mean; none: not measured)
-    beside the verdict over the seeds in `results/`."""
+    beside the verdict over the seeds in `results/`. A single seed also beside where one more was expected."""
     kept = verdict(claim_id, profile)
     told = kept.reason or f"{kept.verdict}, {kept.effect:+.3f} [{kept.low:+.3f}, {kept.high:+.3f}]"
     seeds = f" ({kept.seeds} seed{'s' * (kept.seeds > 1)})" if kept.seeds else ""
     own = f"here {sum(here) / len(here):+.3f}" if len(here) else "not measured here"
+    if len(here) == 1 and len(effects := [entry["effect"] for entry in measured(claim_id, profile)]) > 1:
+        low, high = next_seed(effects)
+        own += f", {'' if low <= here[0] <= high else 'not '}within {low:+.3f} to {high:+.3f} (one more seed)"
     return f"{claim(claim_id).statement}\n    {own}; in results/: {told}{seeds}"
 
 

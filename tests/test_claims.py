@@ -118,7 +118,9 @@ def test_a_notebook_of_one_seed_stands_beside_those_that_are_kept(results, monke
     assert claims.arms(UP) == {"BASE": [0.1, 0.2, 0.3]}
     assert "not measured here; in results/: reproduced" in claims.beside_kept(UP, [])
     assert claims.beside_kept(UP, [0.2, 0.4]).splitlines()[1].startswith("    here +0.300; in")
-    assert claims.beside_kept(UP, [0.3]).endswith("results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)")
+    beside = "within -0.098 to +0.398 (one more seed); in results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)"
+    assert claims.beside_kept(UP, [0.3]).endswith(f"here +0.300, {beside}")
+    assert claims.beside_kept(UP, [0.4]).endswith(f"here +0.400, not {beside}")
 
 
 def test_a_run_again_stands_beside_where_one_more_seed_was_expected(results, monkeypatch):
