@@ -7,6 +7,7 @@ files, over the training seeds, and typed nowhere. A claim that does not hold he
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -672,15 +673,25 @@ def judge(direction: int, low: float, high: float) -> str:
     return "inconclusive"
 
 
+def destination() -> Path:
+    """The folder that measurements are written to: the one that RRG_RECORD names, else `results/`; but
+    `runs/jupyter/results` from a notebook that someone has opened, since looking changes nothing that is kept.
+    """
+    if named := os.environ.get("RRG_RECORD"):
+        return Path(named)
+    opened = "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+    return RESULTS.parent / "runs" / "jupyter" / "results" if opened else RESULTS
+
+
 def record(
     claim_id: str, profile: str, seed: int, effect: float, interval: Sequence[float] | None = None, **details
 ) -> Path:
     """Write one measurement: the deciding effect, its interval, and whatever else a reader may want.
 
     The interval is over test reports. Without one the training seed is the unit: see `record_seeds` and `verdict`.
-    RRG_RECORD names another folder than `results/`: a run that only checks changes nothing that is committed.
+    It goes to the `destination`.
     """
-    path = Path(os.environ.get("RRG_RECORD") or RESULTS) / claim(claim_id).id / f"{profile}-seed{seed}.json"
+    path = destination() / claim(claim_id).id / f"{profile}-seed{seed}.json"
     if not math.isfinite(effect):
         raise RRGError(f"{claim_id}, seed {seed}: an effect of {effect} is no measurement, do not record it")
     content = {"claim": claim_id, "profile": profile, "seed": seed, "effect": round(float(effect), 5)}
@@ -769,7 +780,7 @@ def beside_kept(claim_id: str, here: Sequence[float], profile: str = "cpu") -> s
     own = f"here {sum(here) / len(here):+.3f}" if len(here) else "not measured here"
     if len(here) == 1 and len(effects := [entry["effect"] for entry in measured(claim_id, profile)]) > 1:
         low, high = next_seed(effects)
-        own += f", {'' if low <= here[0] <= high else 'not '}within {low:+.3f} to {high:+.3f} (one more seed)"
+        own += f", {'' if low <= here[0] <= high else 'not '}within {low:+.4f} to {high:+.4f} (one more seed)"
     return f"{claim(claim_id).statement}\n    {own}; in results/: {told}{seeds}"
 
 

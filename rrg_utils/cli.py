@@ -115,6 +115,8 @@ def scorecard_command(
     """Print every claim of the papers beside what was measured here, and the verdict."""
     from rrg_utils import readme, scorecard
 
+    if rerun and write:
+        raise RRGError("--write renews what is committed: it goes without --rerun")
     if rerun and not any(rerun.glob(f"*/{profile}-seed*.json")):
         raise RRGError(f"{rerun} holds no measurements at profile {profile}: name the results folder of a run")
 

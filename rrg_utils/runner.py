@@ -113,8 +113,8 @@ def run(
 
     `settings` are "name=value" texts that override the profile in every chosen notebook that declares the name.
     Measurements go to `results/` below the output folder. `commit` puts the executed notebooks over their sources,
-    without traces of the machine, and measurements into the course's `results/`; but those of a notebook with `seeds`
-    or `arms`, whose defaults may be fewer than are kept there, come from `run_seeds`.
+    without traces of the machine, and measurements into the course's `results/`; but those of a notebook that trains
+    systems, one seed and a few rows by default, come from `run_seeds`, which makes all.
     Raises RRGError, before anything runs, for an unknown notebook, profile or parameter or a value of another type,
     and when a notebook fails; KeyboardInterrupt once the kernel is gone.
     """
@@ -128,7 +128,7 @@ def run(
     source = _source_digest(root)
     with _writing_to(output):
         for number, path in enumerate(paths, 1):
-            by_seeds = {"seeds", "arms"} & declared_parameters(path).keys()
+            by_seeds = "seeds" in declared_parameters(path) or cold_minutes(path.stem) is not None
             kept = root / "results" if commit and not by_seeds else output / "results"
             job = _Job(path, output / path.name, plan[path], read(path), kept)
             _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)

@@ -90,7 +90,7 @@ def measurement(found: Verdict) -> str:
 def again_in_words(found: Rerun) -> str:
     """The effect of another run, and whether one more seed would have led one to expect it."""
     where = "where" if found.inside else f"{OUTSIDE} outside of where"
-    return f"{found.effect:+.3f}, {where} one more seed was expected [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.effect:+.3f}, {where} one more seed was expected [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def agreement(profile: str = "cpu", rerun: Path | None = None) -> list[str]:

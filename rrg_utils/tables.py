@@ -5,7 +5,6 @@ does either.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,8 +27,8 @@ def completed(name: str, profile: str, seed: int, rows: Mapping[str, Row], whole
 
 
 def keep(name: str, profile: str, seed: int, rows: Mapping[str, Row]) -> Path:
-    """Write the rows of a table, {row: {score: value}}, for one training seed; where, see `claims.record`."""
-    path = _path(Path(os.environ.get("RRG_RECORD") or claims.RESULTS), name, profile, seed)
+    """Write the rows of a table, {row: {score: value}}, for one training seed; where, see `claims.destination`."""
+    path = _path(claims.destination(), name, profile, seed)
     rounded = {
         row: {score: None if value is None else round(float(value), 5) for score, value in found.items()}
         for row, found in rows.items()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -118,7 +119,7 @@ def test_a_notebook_of_one_seed_stands_beside_those_that_are_kept(results, monke
     assert claims.arms(UP) == {"BASE": [0.1, 0.2, 0.3]}
     assert "not measured here; in results/: reproduced" in claims.beside_kept(UP, [])
     assert claims.beside_kept(UP, [0.2, 0.4]).splitlines()[1].startswith("    here +0.300; in")
-    beside = "within -0.098 to +0.398 (one more seed); in results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)"
+    beside = "within -0.0984 to +0.3984 (one more seed); in results/: reproduced, +0.150 [+0.026, +0.274] (3 seeds)"
     assert claims.beside_kept(UP, [0.3]).endswith(f"here +0.300, {beside}")
     assert claims.beside_kept(UP, [0.4]).endswith(f"here +0.400, not {beside}")
 
@@ -137,6 +138,19 @@ def test_a_run_again_stands_beside_where_one_more_seed_was_expected(results, mon
     assert not claims.rerun(UP, results=results / "mine").inside
     assert claims.rerun(DOWN) is None, "nothing can be expected where nothing is kept"
     assert claims.rerun(UP, "smoke") is None
+
+
+def test_a_notebook_that_someone_has_opened_changes_nothing_that_is_kept(results, monkeypatch):
+    opened = type("IPython", (), {"get_ipython": staticmethod(lambda: object())})
+    monkeypatch.setitem(sys.modules, "IPython", opened)
+    path = claims.record(UP, "cpu", 0, 0.1)
+    assert path == results.parent / "runs" / "jupyter" / "results" / UP / "cpu-seed0.json"
+    assert not claims.measured(UP)
+    monkeypatch.setenv("RRG_RECORD", str(results))
+    assert claims.record(UP, "cpu", 0, 0.1).parents[1] == results
+    monkeypatch.delenv("RRG_RECORD")
+    opened.get_ipython = staticmethod(lambda: None)
+    assert claims.destination() == results
 
 
 def test_seeds_without_intervals_get_student_s(results):

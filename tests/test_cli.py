@@ -43,6 +43,10 @@ def test_help_lists_the_commands(root):
         (["run", "--seeds", "2", "-p", "steps=1"], "rrg: --seeds goes without -p and --commit"),
         (["scorecard", "--write", "none.md"], "rrg: cannot read none.md (No such file or directory)"),
         (["scorecard", "--rerun", "none"], "rrg: none holds no measurements at profile cpu: name the results folder"),
+        (
+            ["scorecard", "--rerun", "a", "--write", "b"],
+            "rrg: --write renews what is committed: it goes without --rerun",
+        ),
         (["compare", "swim"], "rrg: unknown encoder 'swim' (did you mean swin?); known: swin, mamba"),
         (["pretrain", "swin", "--size", "100"], "rrg: size=100: the Swin encoder needs a multiple of 128 or 112"),
         (["pretrain", "mamba", "--size", "100"], "rrg: size=100: patches of 16 px do not divide it"),

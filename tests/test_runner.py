@@ -346,6 +346,12 @@ def test_only_commit_puts_measurements_into_the_results_of_the_course(course):
     rrg(course, "run", "02", "--commit")
     assert json.loads((course / measured).read_text())["effect"] == 0.1, "what --seeds has measured stays"
     assert json.loads((course / "runs" / "cpu" / measured).read_text())["effect"] == 0.11
+    write_notebook(course / "notebooks" / "02_second.ipynb", "seed = 0  # of training", [cell.replace("0.1,", "0.12,")])
+    profiles = course / "notebooks" / "profiles.yml"
+    profiles.write_text("cold_minutes: {02_second: 5}\n" + profiles.read_text())
+    rrg(course, "run", "02", "--commit")
+    assert json.loads((course / measured).read_text())["effect"] == 0.1, "nor does one seed of it replace a kept one"
+    assert json.loads((course / "runs" / "cpu" / measured).read_text())["effect"] == 0.12
 
 
 def test_killed_run_goes_on_where_it_stopped(course):

@@ -59,7 +59,7 @@ def test_a_run_again_is_shown_and_counted(tmp_path, monkeypatch):
     claims.record_seeds("trrg.cmci_helps", "cpu", {0: 0.3})
     assert "again:" not in scorecard.text()
     text = scorecard.text(rerun=tmp_path / "mine")
-    assert f"again: +0.900, {scorecard.OUTSIDE} outside of where one more seed was expected [+0.060, +0.160]" in text
+    assert f"again: +0.900, {scorecard.OUTSIDE} outside of where one more seed was expected [+0.0603, +0.1597]" in text
     assert "again: +0.300, where one more seed was expected" in text
     counted = "1 of 2 effects over training seeds lie where one more seed was expected, and of the 1 that are decided 1"
     assert counted in text
