@@ -752,8 +752,9 @@ def verdict(claim_id: str, profile: str = "cpu") -> Verdict:
 def rerun(claim_id: str, profile: str = "cpu", results: Path | None = None) -> Rerun | None:
     """What another run found for a claim, with language model, projector and systems of its own.
 
-    `results` is where it kept its measurements; None: the committed run, `results/rerun`. The answer is None where that
-    run has none, or where ours are of fewer than two training seeds and nothing can be expected of one more.
+    `results` is where it kept its measurements, of which the first seed counts; None: the committed run,
+    `results/rerun`. The answer is None where that run has none, or where ours are of fewer than two training seeds and
+    nothing can be expected of one more.
     """
     ours = [entry["effect"] for entry in measured(claim_id, profile)]
     theirs = [entry["effect"] for entry in measured(claim_id, profile, results or RESULTS / "rerun")]

@@ -128,6 +128,7 @@ def run(
     source = _source_digest(root)
     with _writing_to(output):
         for number, path in enumerate(paths, 1):
+            # What takes minutes more for each seed (profiles.yml) trains by seed, also where it declares a single one.
             by_seeds = "seeds" in declared_parameters(path) or cold_minutes(path.stem) is not None
             kept = root / "results" if commit and not by_seeds else output / "results"
             job = _Job(path, output / path.name, plan[path], read(path), kept)
