@@ -33,6 +33,7 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 LOOK = 30.0  # seconds between two looks at a lock that another launch holds
 SHARED = 120.0  # seconds until a folder made on one machine must be seen on the others
+RESUMABLE = 30  # days that checkpoints of an interrupted call are kept
 _kept_out: ContextVar[frozenset[str]] = ContextVar("kept_out", default=frozenset())
 
 
@@ -237,12 +238,23 @@ def _tidied(folder: Path, kind: str, resume: bool) -> Iterator[None]:
     except BaseException as error:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _no_space(error):
             raise RRGError(
                 f"no space left in the cache folder {cache_dir()} while building {kind}: free some, "
                 "or set RRG_CACHE to a folder on a larger disk"
             ) from error
         raise
+
+
+def _no_space(error: BaseException) -> bool:
+    """Whether a file could not grow: the disk is full, or a quota or a limit on the size of files is reached.
+
+    safetensors and torch raise errors of their own, in which the operating system's is only quoted.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) or os.strerror(number) in str(error) for number in full)
 
 
 def _finish(folder: Path, entry: Path, kind: str, inputs: Mapping, start: float) -> None:
@@ -277,7 +289,7 @@ def _program(source: str) -> str:
 
 
 def _fault(entry: Path) -> str | None:
-    """What is wrong with an entry, or None if it is whole."""
+    """What is wrong with an entry, or None if it is whole. RRGError where that cannot be told."""
     try:
         files = json.loads((entry / MANIFEST).read_text())["files"]
         for name, expected in files.items():
@@ -285,19 +297,34 @@ def _fault(entry: Path) -> str | None:
                 return f"{name} has changed"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except PermissionError as error:  # another user's, perhaps, and whole: no reason to delete it
+        raise RRGError(
+            f"cannot read {error.filename} in the cache ({error.strerror}): let this user read it, "
+            "or set RRG_CACHE to another folder"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is unreadable"
     return None
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove what killed processes left: their locks died with them, so a lock that is free marks a dead build."""
-    for folder in parent.glob("*.tmp"):
+    """Remove what killed processes left: their locks died with them, so a lock that is free marks a dead build.
+
+    What can be resumed is left for `RESUMABLE` days after the last checkpoint: its key may never be asked for again.
+    """
+    for folder in [*parent.glob("*.tmp"), *parent.glob("*.partial")]:
         try:
             with FileLock(folder.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.suffix == ".tmp" or _age(folder) > RESUMABLE:
+                    shutil.rmtree(folder, ignore_errors=True)
         except Timeout:
             pass  # being built by a living process
+
+
+def _age(folder: Path) -> float:
+    """Days since something in a folder was written."""
+    newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    return (time.time() - newest) / 86400
 
 
 def _ensure_writable(folder: Path) -> None:

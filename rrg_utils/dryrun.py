@@ -6,7 +6,6 @@ made the prompt), two in writing. How fast this machine does arithmetic is measu
 within a factor of three.
 """
 
-import os
 import re
 import shutil
 import time
@@ -19,7 +18,7 @@ import huggingface_hub
 import torch
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-from rrg_utils import doctor, runner
+from rrg_utils import doctor, processes, runner
 from rrg_utils.data.wheels import wheel_file
 from rrg_utils.errors import RRGError
 from rrg_utils.language.memory import NF4_BYTES, free_memory, gigabytes, memory_need, weights_by_name
@@ -163,7 +162,11 @@ def language_model(name: str) -> LLM:
     if config is None:  # by its name, without activations
         parameters = weights_by_name(base)
         return LLM(parameters, parameters and parameters * (NF4_BYTES if four_bit else dtype.itemsize), missing)
-    need = memory_need(config, dtype, four_bit=four_bit, checkpointing="checkpointing" in switches)
+    try:
+        need = memory_need(config, dtype, four_bit=four_bit, checkpointing="checkpointing" in switches)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        return LLM(None, None, [*missing, f"{name}: no causal language model that transformers knows ({reason})"])
     return LLM(need.parameters, need.weights + need.activations * BATCH * TOKENS / need.tokens, missing)
 
 
@@ -240,17 +243,13 @@ def _memory(values: dict, llm: LLM | None) -> tuple[str, list[str]]:
         return f"about {gigabytes(BESIDE)}", []
     if llm.bytes is None:
         return f"not known: the name {values['llm']} does not tell its size", []
-    copies = 1 if torch.cuda.is_available() else cores()
+    # Systems train at the same time on a processor, one for each core, each with its own language model.
+    copies = 1 if torch.cuda.is_available() else processes.cores()
     total = BESIDE + copies * llm.bytes
     each = f" in each of {copies} processes" if copies > 1 else ""
     words = f"about {gigabytes(total)}: {gigabytes(BESIDE)}, and {gigabytes(llm.bytes)}{each} with the language model"
     free = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return words, [f"memory: {words}; {gigabytes(free)} are free"] if total > free else []
-
-
-def cores() -> int:
-    """Processes that the systems train in at the same time on a processor, each with its own language model."""
-    return os.cpu_count() or 1
 
 
 def measured_speed() -> float:
@@ -261,7 +260,7 @@ def measured_speed() -> float:
     if torch.cuda.is_available():
         size, options, share, clock = 8192, {"device": "cuda", "dtype": torch.bfloat16}, 0.4, time.perf_counter
     else:
-        size, options, share, clock = 1024, {}, 0.6 * cores(), time.process_time
+        size, options, share, clock = 1024, {}, 0.6 * processes.cores(), time.process_time
     a = torch.randn(size, size, **options)
     best = 0.0
     for _ in range(4):

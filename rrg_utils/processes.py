@@ -1,6 +1,7 @@
 """The processes of a launch: `accelerate launch` and `torchrun` start one program many times, on one machine or more.
 
-Without a launch there is one process, which is the main one, and nothing here imports torch.
+Without a launch there is one process, which is the main one, and nothing here imports torch. Also: the cores that a
+process may use.
 """
 
 import os
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _alone: ContextVar[str | None] = ContextVar("alone", default=None)
+
+
+def cores() -> int:
+    """Processor cores that this process may use: a container or a scheduler often gives fewer than the machine has."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
 
 
 def count() -> int:

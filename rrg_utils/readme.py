@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from rrg_utils import runner, scorecard
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_all
 
 BEGIN, END = "<!-- scorecard -->", "<!-- end of scorecard -->"
 WIDTH = 1000  # pixels
@@ -29,11 +30,9 @@ def renew(path: Path, profile: str = "cpu") -> list[str]:
         original = committed(name)
         if source(target) != digest(original):
             content[target] = small(original)
-    for target, data in content.items():
+    for target in content:
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+    write_all(content)
     return [f"renewed {runner.show(target)}" for target in content] or [f"{runner.show(path)} is up to date"]
 
 

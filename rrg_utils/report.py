@@ -4,6 +4,7 @@ What can be drawn depends on the system: RadSCR gives patches for each sentence,
 weights of its clues, R2GenCSR the training films that it compared with. A narrative model gives nothing, and says so.
 """
 
+import io
 import json
 import textwrap
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from rrg_utils.artifacts import NotBuilt, only_from_cache
 from rrg_utils.data.pictures import read_picture
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_all
 from rrg_utils.readers import TRAINED, LlavaReader, R2GenCSRReader, Reader, System, minutes, system
 from rrg_utils.systems.base import GeneratedReport
 
@@ -58,23 +60,24 @@ def report(
     film = np.round(read_picture(image, config.size) * 255).astype(np.uint8)
     reader = _opened(it, config, seed, profile, train)
     (made,) = reader.write(film[None])  # everything that is trained was opened before
+    content = {
+        "warning": WARNING,
+        "image": Path(image).name,
+        "system": name,
+        "seed": seed,
+        "profile": profile,
+        "report": made.text,
+        "evidence": made.evidence,
+    }
+    picture = draw(it, reader, film, made)
     target = Path(output) if output is not None else Path("reports") / f"{Path(image).stem}-{name}"
+    files = target / "report.json", target / "evidence.png"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        content = {
-            "warning": WARNING,
-            "image": Path(image).name,
-            "system": name,
-            "seed": seed,
-            "profile": profile,
-            "report": made.text,
-            "evidence": made.evidence,
-        }
-        (target / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-        draw(it, reader, film, made, target / "evidence.png")
+        write_all(dict(zip(files, (json.dumps(content, indent=1) + "\n", picture), strict=True)))
     except OSError as error:
         raise RRGError(f"cannot write to {target} ({error.strerror or error})") from error
-    return Made(made.text, WARNING, target / "report.json", target / "evidence.png")
+    return Made(made.text, WARNING, *files)
 
 
 def _opened(it: System, config, seed: int, profile: str, train: bool) -> Reader:
@@ -95,7 +98,7 @@ def _opened(it: System, config, seed: int, profile: str, train: bool) -> Reader:
 # --- evidence ---------------------------------------------------------------------------------------------------------
 
 
-def draw(it: System, reader: Reader, film: np.ndarray, made: GeneratedReport, path: Path) -> None:
+def draw(it: System, reader: Reader, film: np.ndarray, made: GeneratedReport) -> bytes:
     """The film (H, W) uint8 and the evidence of its report as a PNG."""
     import matplotlib
 
@@ -107,7 +110,9 @@ def draw(it: System, reader: Reader, film: np.ndarray, made: GeneratedReport, pa
         matplotlib.rcParams["axes.grid"] = False
         figure = _DRAWN.get(it.name, _nothing)(reader, film / 255, made)
         figure.suptitle(f"{it.title}: not for clinical use", fontsize=12)
-        figure.savefig(path)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
     finally:
         matplotlib.rcParams.update(kept)
 

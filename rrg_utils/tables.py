@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rrg_utils import claims
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_atomically
 
 Row = Mapping[str, float | None]
 
@@ -34,10 +35,7 @@ def keep(name: str, profile: str, seed: int, rows: Mapping[str, Row]) -> Path:
         for row, found in rows.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rounded, indent=1) + "\n")
-    temporary.replace(path)
-    return path
+    return write_atomically(path, json.dumps(rounded, indent=1) + "\n")
 
 
 def kept(name: str, profile: str, seed: int) -> dict[str, dict[str, float | None]]:

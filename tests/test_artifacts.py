@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from radiographs import no_rights
+from safetensors import SafetensorError
 
 from rrg_utils import artifacts, processes
 from rrg_utils.artifacts import artifact, cache_dir, key_of
@@ -135,16 +138,72 @@ def test_failed_build_leaves_nothing(cache):
     assert not (entry / "half.txt").exists()
 
 
-def test_full_disk_is_one_clear_line_and_leaves_nothing(cache):
-    def make(folder):
-        (folder / "big.bin").write_bytes(b"0" * 1000)
-        with open("/dev/full", "wb") as file:  # the kernel's own "no space left on device"
-            file.write(b"0" * 100_000)
+FULL = """
+import resource
 
-    with pytest.raises(RRGError, match=r"no space left.*RRG_CACHE") as caught:
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from rrg_utils.errors import RRGError
+from rrg_utils.files import array_on_disk
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # no file can grow beyond: as on a full disk
+for make in (
+    lambda folder: (folder / "a").write_bytes(bytes(300_000)),
+    lambda folder: array_on_disk(folder / "a.npy", np.uint8, (300_000,)),
+    lambda folder: save_file({"a": torch.zeros(100_000)}, folder / "a.safetensors"),
+):
+    try:
         artifact("kind", {}, make)
-    assert caught.value.__cause__.errno == errno.ENOSPC
+    except RRGError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(cache):
+    """Whoever notices it: Python, numpy, or the writer of safetensors with an error of its own."""
+    process = run_python(FULL)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    line = f"no space left in the cache folder {cache} while building kind: free some, or set RRG_CACHE to a folder"
+    assert printed.splitlines() == [f"{line} on a larger disk"] * 3
     assert [path.suffix for path in (cache / "kind").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("cannot write: No space left on device"), True),
+        (OSError(errno.EIO, "No space left on device"), False),
+        (SafetensorError("invalid header"), False),
+    ],
+)
+def test_errors_of_a_full_disk_are_told_from_others(error, full):
+    def make(folder):
+        raise error
+
+    with pytest.raises(RRGError if full else type(error)) as caught:
+        artifact("kind", {}, make)
+    assert caught.value.__cause__ is error if full else caught.value is error
+
+
+def test_what_cannot_be_read_is_named_and_left_alone(monkeypatch):
+    """It may be another user's, and whole."""
+    with no_rights() as folder:
+        monkeypatch.setenv("RRG_CACHE", str(folder / "cache"))
+        make = Maker()
+        entry = artifact("kind", {}, make)
+        for path in (entry / "a.txt", entry / "manifest.json"):
+            path.chmod(0)
+            with pytest.raises(RRGError, match=rf"^cannot read {path} in the cache \(Permission denied\).*RRG_CACHE"):
+                artifact("kind", {}, make)
+            path.chmod(0o600)
+        assert artifact("kind", {}, make) == entry
+        assert make.calls == 1
 
 
 @pytest.mark.parametrize("folder", ["{tmp}/a-file", "{tmp}/a-file/below", "/proc/nowhere"])
@@ -202,6 +261,20 @@ def test_killed_build_of_the_same_entry_starts_clean_or_resumes(cache):
         assert (entry / "whole.txt").exists()
         for path in entry.iterdir():
             path.unlink()  # spoil it for the second round
+
+
+def test_old_checkpoints_that_nobody_builds_are_removed(cache):
+    """Of interrupted trainings under keys that no code asks for any more; young ones may still be resumed."""
+    old, young, held = (cache / "kind" / f"{name}.partial" / "fit" for name in ("old", "young", "held"))
+    for folder in (old, young, held):
+        folder.mkdir(parents=True)
+        (folder / "step").write_text("")
+        for path in (folder / "step", folder, folder.parent):
+            os.utime(path, (0, time.time() - 31 * 86400))
+    (young / "step-2").write_text("")
+    with FileLock(cache / "kind" / "held.lock"):
+        artifact("kind", {}, Maker(), resume=True)
+    assert [folder.exists() for folder in (old, young, held)] == [False, True, True]
 
 
 def test_a_running_build_is_left_alone(cache):

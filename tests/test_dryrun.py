@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_course import write_course, write_notebook
+from transformers import T5Config
 from typer.testing import CliRunner
 
 from rrg_utils import cli, dryrun, runner
@@ -125,6 +126,17 @@ def test_language_models():
     assert language_model("gpt").missing == ["gpt: there is no such language model"]
     if not torch.cuda.is_available():
         assert "org/none-7b:4bit: an NVIDIA GPU, for 4 bits" in language_model("org/none-7b:4bit").missing
+
+
+def test_a_model_that_writes_no_text_is_missing(tmp_path):
+    """`load_llm` refuses it too."""
+    T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = language_model(str(tmp_path))
+    assert (found.parameters, found.bytes) == (None, None)
+    (line,) = found.missing
+    assert line.startswith(f"{tmp_path}: no causal language model that transformers knows (Unrecognized configuration")
+    assert "\n" not in line
 
 
 def test_smollm2_without_its_wheel(monkeypatch):

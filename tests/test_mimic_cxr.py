@@ -125,6 +125,20 @@ def test_missing_and_damaged_tables(root, table):
         load_dataset("mimic_cxr", "train", SIZE, root=root)
 
 
+@pytest.mark.parametrize("word", ["yes", "1,0", "--"])
+def test_a_label_that_is_no_number_is_named_by_its_place(root, word):
+    """By file, line and column; not by its patient, since `load` may end in a notebook."""
+    name = root / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    table = pd.read_csv(name, dtype=str)
+    table.loc[2, "Cardiomegaly"] = word
+    table.to_csv(name, index=False)
+    with pytest.raises(RRGError) as caught:
+        load_dataset("mimic_cxr", "train", SIZE, root=root)
+    line = f"{name}: line 4, column 'Cardiomegaly' is no number: labels are 1, 0, -1 or empty"
+    assert str(caught.value) == line
+    assert check("mimic_cxr", root).problems == [line]
+
+
 def test_tables_that_contradict_each_other(root):
     name = root / "mimic-cxr-2.0.0-metadata.csv.gz"
     pd.read_csv(name, dtype=str).iloc[1:].to_csv(name, index=False)

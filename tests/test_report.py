@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from radiographs import dicom
 from tiny_readers import make_readers
 from typer.testing import CliRunner
 
@@ -112,6 +113,37 @@ def test_the_picture_may_be_of_any_kind(tiny, png, tmp_path):
     assert report(bare, "radscr", tmp_path / "a").text == report(png, "radscr", tmp_path / "b").text
 
 
+def test_a_dicom_file_is_read_by_its_window(tiny, tmp_path):
+    """From a file as a hospital stores it: 12 bits, white for dense or for air."""
+    values = np.random.default_rng(0).integers(0, 4096, (150, 130), dtype=np.uint16)
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    one = report(dicom(tmp_path / "one.dcm", values, **window), "narrative", tmp_path / "one")
+    content = json.loads(one.content.read_text())
+    assert (content["image"], content["report"]) == ("one.dcm", one.text)
+    inverted = dicom(tmp_path / "two.dcm", 4095 - values, PhotometricInterpretation="MONOCHROME1", **window)
+    two = report(inverted, "narrative", tmp_path / "two")
+    assert two.text == one.text
+    assert two.picture.read_bytes() == one.picture.read_bytes(), "the same film"
+    other = report(dicom(tmp_path / "three.dcm", 4095 - values, **window), "narrative", tmp_path / "three")
+    assert other.picture.read_bytes() != one.picture.read_bytes()
+
+
+def test_a_report_that_cannot_be_drawn_or_written_leaves_the_old_one(tiny, png, tmp_path, monkeypatch):
+    report(png, "narrative", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with monkeypatch.context() as failing:
+        failing.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(png, "radscr", tmp_path / "out")
+        with pytest.raises(ZeroDivisionError):
+            report(png, "radscr", tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RRGError, match=r"cannot write to .*file"):
+        report(png, "narrative", tmp_path / "file")
+
+
 def test_the_warning_comes_first_and_last(tiny, png, tmp_path):
     done = CliRunner().invoke(
         cli.app, ["report", str(png), "--system", "narrative", "--output", str(tmp_path)], catch_exceptions=False
@@ -156,6 +188,12 @@ def test_nothing_is_trained_unless_asked(png, tmp_path, monkeypatch):
         (["report", "text.png", "--system", "narrative"], "rrg: text.png: the file is neither PNG, JPEG nor DICOM"),
         (["report", "text.png", "--system", "radscar"], "rrg: unknown system 'radscar' (did you mean radscr?)"),
         (["bench", "trg"], "rrg: unknown system 'trg' (did you mean trrg?)"),
+        (["bench", "--profile", "huge"], "rrg: unknown profile of the bench 'huge'; known: smoke, cpu"),
+        (
+            ["report", "text.png", "--system", "radscr", "--profile", "huge"],
+            "rrg: unknown profile 'huge'; known: smoke,",
+        ),
+        (["train", "trrg", "-p", "queries=four"], "rrg: parameter queries: 'four' is str, not int"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

@@ -1,6 +1,5 @@
 """Studies as a map-style dataset, with the same fields whatever the source."""
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rrg_utils import processes
 from rrg_utils.artifacts import artifact
 from rrg_utils.data import abnormalities, anatomy, hospitals, lesions, mesh, phantom, priors
 from rrg_utils.data.abnormalities import ABNORMALITIES
@@ -19,6 +19,7 @@ from rrg_utils.data.cohort import Cohort, cohort
 from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.data.reports import Report, clean, load_indiana, study_views
 from rrg_utils.errors import RRGError
+from rrg_utils.files import array_on_disk
 
 if TYPE_CHECKING:
     from rrg_utils.data.radiographs import RadiographDataset
@@ -127,9 +128,7 @@ def _render(
     }
     arrays = {}
     for name, (shape, dtype) in shapes.items():
-        path = folder / f"{name}.npy"
-        mode = "r+" if path.exists() else "w+"
-        arrays[name] = np.lib.format.open_memmap(path, mode, dtype, shape)
+        arrays[name] = array_on_disk(folder / f"{name}.npy", dtype, shape)
 
     def chunk(number: int) -> None:
         for index in range(number * _CHUNK, min((number + 1) * _CHUNK, len(studies))):
@@ -143,7 +142,7 @@ def _render(
 
     missing = np.flatnonzero(~arrays["done"])
     show = sys.stderr.isatty() if progress is None else progress
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         list(
             tqdm(pool.map(chunk, missing), total=len(missing), desc=f"rendering {len(studies)} films", disable=not show)
         )

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rrg_utils.data.radiographs import Exam, Inventory, RadiographDataset, folder, map_files, require
@@ -58,9 +59,7 @@ def load(split: str, size: int, limit: int | None, root: str | Path | None) -> R
     images = _images(root)
     if len(leaks := _straddling(images)):
         raise RRGError(f"{_table_path(root, 'split')}: {len(leaks)} patients are in more than one split")
-    observations = _read(root, "chexpert")
-    observations.index = "s" + observations.pop("study_id")
-    observations = observations.drop(columns="subject_id").apply(pd.to_numeric)
+    observations = _observations(root)
 
     frontal = images[(images["split"] == SPLITS[split]) & images["ViewPosition"].isin(FRONTAL)]
     exams: list[Exam] = []
@@ -90,6 +89,10 @@ def inventory(root: str | Path | None) -> Inventory:
     images = _images(root, found.problems)
     studies = images.drop_duplicates("study_id")
     labelled = set(_read(root, "chexpert")["study_id"])
+    try:
+        _observations(root)
+    except RRGError as error:
+        found.problems.append(str(error))
     found.problems += [
         f"{_table_path(root, 'split')}: patient p{subject} is in more than one split" for subject in _straddling(images)
     ]
@@ -168,6 +171,21 @@ def _read(root: Path, table: str) -> pd.DataFrame:
     if absent := [name for name in _TABLES[table] if name not in rows]:
         raise RRGError(f"{path}: column {absent[0]!r} is missing")
     return rows
+
+
+def _observations(root: Path) -> pd.DataFrame:
+    """CheXpert's labels: a row per study id, a column per observation. RRGError names the line that holds no number."""
+    table = _read(root, "chexpert")
+    table.index = "s" + table.pop("study_id")
+    words = table.drop(columns="subject_id")
+    labels = words.apply(pd.to_numeric, errors="coerce")
+    if len(wrong := np.argwhere((labels.isna() & words.notna()).to_numpy())):
+        row, column = wrong[0]
+        raise RRGError(
+            f"{_table_path(root, 'chexpert')}: line {row + 2}, column {words.columns[column]!r} is no number: "
+            "labels are 1, 0, -1 or empty"
+        )
+    return labels
 
 
 def _images(root: Path, problems: list[str] | None = None) -> pd.DataFrame:

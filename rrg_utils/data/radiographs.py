@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rrg_utils import processes
 from rrg_utils.data.datasets import Study
 from rrg_utils.data.pictures import SUFFIXES, read_picture
 from rrg_utils.data.reports import Report
@@ -185,5 +186,5 @@ def map_files(function, items: Iterable, what: str):
     from tqdm.auto import tqdm
 
     items = list(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         yield from tqdm(pool.map(function, items), total=len(items), desc=what, disable=not sys.stderr.isatty())

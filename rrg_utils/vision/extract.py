@@ -20,6 +20,7 @@ from torch import nn
 from rrg_utils import processes
 from rrg_utils.data.pictures import read_picture
 from rrg_utils.errors import RRGError
+from rrg_utils.files import Content, write_atomically
 
 MANIFEST = "manifest.json"
 _BATCH = 64
@@ -55,8 +56,8 @@ def extract(
     if state.is_main_process:
         for path in folder.glob("*.tmp"):  # what a killed run was writing
             path.unlink()
-        _write(folder / "ids.txt", lambda file: file.write(ids.encode()))
-        _write(folder / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+        _write(folder / "ids.txt", ids)
+        _write(folder / MANIFEST, json.dumps(manifest, indent=1))
     state.wait_for_everyone()
 
     model = model.to(state.device).eval()
@@ -91,7 +92,7 @@ def _make(folder: Path, number: int, items: list[tuple[str, Path]], model: nn.Mo
 
     parts = []
     # The processes of one machine share its cores; the decoders release the interpreter lock.
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) as pool:
+    with ThreadPoolExecutor(max(1, processes.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) as pool:
         for k in range(0, len(items), _BATCH):
             films = torch.from_numpy(np.stack(list(pool.map(read, items[k : k + _BATCH]))))[:, None]
             bad = films.isnan().flatten(1).any(1)
@@ -99,8 +100,7 @@ def _make(folder: Path, number: int, items: list[tuple[str, Path]], model: nn.Mo
             tokens[bad] = torch.nan
             parts.append(tokens.numpy())
     if faults:
-        text = "".join(sorted(faults))
-        _write(folder / f"unreadable-{number:05}.txt", lambda file: file.write(text.encode()))
+        _write(folder / f"unreadable-{number:05}.txt", "".join(sorted(faults)))
     _write(_name(folder, number), lambda file: np.save(file, np.concatenate(parts)))
 
 
@@ -118,15 +118,10 @@ def _claim(folder: Path, manifest: dict) -> None:
         raise RRGError(f"{folder}: was begun with {changed[0]} {then}, not {now}: name another folder or remove it")
 
 
-def _write(path: Path, write) -> None:
-    """All of a file or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: Content) -> None:
     try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RRGError(f"{path}: cannot be written ({error.strerror})") from error
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from rrg_utils.artifacts import artifact, key_of
 from rrg_utils.data.datasets import Films
 from rrg_utils.errors import RRGError
+from rrg_utils.files import array_on_disk
 from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision import pretrained
 from rrg_utils.vision.encoder import as_films
@@ -53,9 +54,7 @@ def film_tokens(films: Films, name: str = "swin", size: int = 128, progress: boo
         # Not `default_device`, which may want to meet processes that wait for this one.
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
-        out = np.lib.format.open_memmap(
-            folder / "tokens.npy", "w+", np.float16, (len(films), model.grid**2, model.width)
-        )
+        out = array_on_disk(folder / "tokens.npy", np.float16, (len(films), model.grid**2, model.width))
         show = sys.stderr.isatty() if progress is None else progress
         for k in tqdm(range(0, len(films), _BATCH), desc=f"encoding {len(films)} films", disable=not show):
             out[k : k + _BATCH] = encode(model, films.images[k : k + _BATCH])

@@ -183,7 +183,7 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
         if device.type != "cuda":
             raise RRGError(f"backend='cuda' got tensors on {device}: move them to a GPU, or use backend='auto'")
         if _mamba_ssm() is None:
-            raise RRGError("backend='cuda' needs mamba-ssm: pip install 'rrg-utils[gpu]' on a machine with CUDA")
+            raise RRGError("backend='cuda' needs mamba-ssm: pip install -e '.[gpu]' on a machine with CUDA")
         if dtype != torch.float32:
             raise RRGError("backend='cuda' computes in float32: got float64, use backend='chunked'")
     return backend
