@@ -98,6 +98,13 @@ def test_the_learning_rate_is_the_best_on_validation_films(tmp_path, monkeypatch
     values = json.loads(path.read_text())["validation macro AUROC"]
     assert [float(rate) for rate in values] == list(comparison.RATES)
     assert values[f"{chosen:g}"] == max(values.values())
+    assert len([*(tmp_path / "pretrain").iterdir()]) == 1, "the checkpoints of the best rate, for seed 0"
+    with monkeypatch.context() as trained:
+        trained.setattr("rrg_utils.vision.pretrain._loss", lambda *_: pytest.fail("it was trained again"))
+        trained.setattr(comparison, "predict", lambda detector, films: np.zeros((len(films), CLASSES)))
+        run = comparison._read(comparison.compare("cnn", studies=32))
+    assert run.card["learning rate"] == chosen
+    assert [*(tmp_path / "pretrain").iterdir()] == []
 
     def trained_again(*_, **__):
         raise AssertionError("the kept rates were not used")

@@ -1,9 +1,11 @@
 """The Swin encoder, its pre-training heads and its committed weights."""
 
+import hashlib
 import json
 import re
 from functools import partial
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 from rrg_utils.data import load_dataset
 from rrg_utils.errors import RRGError
 from rrg_utils.vision import Detector, Swin, as_films, load_detector, load_encoder, matched_encoders
+from rrg_utils.vision import pretrain as module
 from rrg_utils.vision.features import encode, merge_tokens
-from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, _save, command, predict, pretrain
+from rrg_utils.vision.pretrain import PRETRAINABLE, WEIGHTS, _loss, _save, command, predict, pretrain
 
 CARDS = sorted(WEIGHTS.glob("*.json"))
 
@@ -125,6 +128,7 @@ def test_cards_say_how_the_weights_were_made(path):
     assert card["command"].startswith(f"rrg pretrain {card['encoder']}")
     assert card["encoder"] in PRETRAINABLE
     assert {"seed", "data hash", "split digest", "validation", "parameters"} <= card.keys()
+    assert card["weights sha256"] == hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
     assert card["parameters"] == sum(p.numel() for p in load_encoder(card["encoder"]).parameters())
     scores = [v for name, v in card["validation"]["auroc"].items() if card["validation"]["positives"][name] >= 5]
     assert np.median(scores) > 0.75
@@ -141,13 +145,61 @@ def test_every_encoder_is_written_and_read_back(name, tmp_path, images):
 
 
 def test_pretraining_lowers_the_loss_and_says_how_it_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("rrg_utils.vision.pretrain.cache_dir", lambda: tmp_path)
-    monkeypatch.setattr("rrg_utils.vision.pretrain.WEIGHTS", tmp_path)
-    monkeypatch.setattr("rrg_utils.vision.pretrain.load_dataset", partial(load_dataset, limit=24))
-    path = pretrain("mamba", studies=32, epochs=2, seed=3)
+    """Stopped when it is trained and not yet written, it is not trained again; the checkpoints go with the writing."""
+    monkeypatch.setattr(module, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(module, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(module, "load_dataset", partial(load_dataset, limit=24))
+    options = {"studies": 32, "epochs": 2, "seed": 3}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain("mamba", **options)
+    monkeypatch.setattr(module, "_loss", lambda *_: pytest.fail("it was trained again"))
+    path = pretrain("mamba", **options)
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["command"] == "rrg pretrain mamba --studies 32 --epochs 2 --seed 3 --lr 0.001"
     assert card["training loss"][1] < card["training loss"][0]
     assert load_detector("mamba", folder=tmp_path).encoder.scan == "vim"
-    assert pretrain("mamba", studies=32, epochs=2, seed=3) == path  # finished: nothing is trained again
-    assert json.loads(path.with_suffix(".json").read_text()) == card
+    assert [*(tmp_path / "pretrain").iterdir()] == []
+
+
+def test_checkpoints_are_those_of_the_code_that_made_them(tmp_path, monkeypatch):
+    """Not of another loss or encoder, though the weights have the same shapes."""
+    monkeypatch.setattr(module, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(module, "load_dataset", partial(load_dataset, limit=24))
+    steps = []
+    monkeypatch.setattr(module, "_loss", lambda *batch: steps.append(1) or _loss(*batch))
+    first, again = (module.train("cnn", studies=32, epochs=1).checkpoints for _ in range(2))
+    assert first == again
+    assert len(steps) == 1
+    monkeypatch.setattr(module, "_CODE", [*module._CODE, launch])  # any other code
+    assert module.train("cnn", studies=32, epochs=1).checkpoints != first
+    assert len(steps) == 2
+
+
+def test_options_are_refused_before_a_film_is_rendered(monkeypatch):
+    monkeypatch.setattr(module, "studies_for_training", lambda *_: pytest.fail("it rendered"))
+    for options, message in (({"lr": -1.0}, "lr is -1.0"), ({"epochs": 0}, "epochs is 0"), ({"size": 100}, "size=100")):
+        with pytest.raises(RRGError, match=message):
+            pretrain("swin", **options)
+
+
+def test_weights_with_the_card_of_others_are_noticed(tmp_path, images):
+    """As a kill between the two files would leave them."""
+    path, cards = tmp_path / "cnn-128.safetensors", []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        detector = Detector(matched_encoders()["cnn"]).eval()
+        _save(detector, path, {"encoder": "cnn", "config": detector.encoder.config})
+        cards.append(path.with_suffix(".json").read_text())
+    np.testing.assert_allclose(
+        predict(load_detector("cnn", folder=tmp_path), images), predict(detector, images), atol=0.05
+    )
+    path.with_suffix(".json").write_text(cards[0])
+    with pytest.raises(RRGError, match=r"damaged \(the card is of other weights\): make them with rrg pretrain cnn"):
+        load_detector("cnn", folder=tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["cnn-128.json", "cnn-128.safetensors"]

@@ -7,13 +7,14 @@
 A model is refused before its weights are read if there is no memory for it.
 """
 
+import hashlib
 import inspect
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -189,6 +190,30 @@ def _locate(name: str) -> Path | str:
     raise RRGError(
         f"unknown language model {name!r}: give tiny, smollm2, an existing folder, or a hub id such as org/model"
     )
+
+
+def folder_digest(name: str) -> str | None:
+    """A hash of the files of a language model in a local folder, to key what is made with it: they may change under
+    the same name. None for the models of the course and of the hub."""
+    from rrg_utils.language.tiny import PRESETS
+
+    base, _ = switches_of(name)
+    folder = Path(base).expanduser()
+    if base in PRESETS or base == "smollm2" or not folder.is_dir():
+        return None
+    files = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return _files_digest(tuple((path, of.st_size, of.st_mtime_ns) for path, of in files))
+
+
+@lru_cache
+def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Names and contents; size and time of change are there to know them again without reading them."""
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:20]
 
 
 def _loaded(name: str, source: Path | str, what: type, **options):

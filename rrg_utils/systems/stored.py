@@ -12,6 +12,7 @@ import torch
 
 from rrg_utils.artifacts import artifact
 from rrg_utils.data.datasets import indiana
+from rrg_utils.language.models import folder_digest
 from rrg_utils.processes import is_main_process
 from rrg_utils.systems.base import GeneratedReport
 from rrg_utils.training import History
@@ -37,7 +38,8 @@ def training(
 
     `train(folder)` gives the model and how its training went; its checkpoints lie in `folder`, so that a killed
     training goes on. The key is made of the configuration (a dataclass with `encoder` and `size`), the cohort, the
-    encoder's weights, `more` and `code`. In several processes (`accelerate launch`) all train and the main one writes.
+    encoder's weights, those of a language model in a folder of one's own, `more` and `code`. In several processes
+    (`accelerate launch`) all train and the main one writes.
     """
 
     def make(folder: Path) -> None:
@@ -49,6 +51,9 @@ def training(
             shutil.rmtree(folder / "fit", ignore_errors=True)
 
     inputs = asdict(config) | {"cohort": indiana().digest, "encoder weights": _weights(config)} | more
+    llm = getattr(config, "llm", None)
+    if llm is not None and (digest := folder_digest(llm)):
+        inputs["language model weights"] = digest
     return artifact(kind, inputs, make, code=code, resume=True, together=True)
 
 

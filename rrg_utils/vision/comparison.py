@@ -1,11 +1,12 @@
 """Encoders trained alike, several seeds of each, and how well they tell the classes apart (`rrg compare`).
 
-Training them all takes an hour and a half of processor time, so what every trained encoder says about the validation
+Training them all took three and a half hours of one busy core, so what every trained encoder says about the validation
 and test films is kept in `results/encoders/`: one number a film and class, from which notebook 04 computes everything.
 """
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from rrg_utils.claims import RESULTS
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.datasets import load_dataset
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_atomically
 from rrg_utils.vision.pretrain import predict, studies_for_training, train
 
 log = logging.getLogger("rrg")
@@ -49,17 +51,22 @@ def learning_rate(name: str, *, studies: int = 8000, epochs: int = 1, size: int 
         raise _damaged(path, error) from error
     if not wanted.items() <= kept.items():
         val = load_dataset("phantom", "val", size)
-        found = {}
+        found, checkpoints = {}, {}
         for rate in RATES:
-            detector, _ = train(name, studies=studies, epochs=epochs, size=size, lr=rate)
+            detector, _, checkpoints[f"{rate:g}"] = train(name, studies=studies, epochs=epochs, size=size, lr=rate)
             found[f"{rate:g}"] = round(float(np.nanmean(auroc(val.labels, predict(detector, val.images)))), 4)
         kept = wanted | {"validation macro AUROC": found}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1) + "\n")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(kept, indent=1) + "\n")
+        for rate, folder in checkpoints.items():
+            if rate != _best(kept):  # `compare` takes the best for its seed 0
+                shutil.rmtree(folder, ignore_errors=True)
+    return float(_best(kept))
+
+
+def _best(kept: dict) -> str:
     values = kept["validation macro AUROC"]
-    return float(max(values, key=values.get))
+    return max(values, key=values.get)
 
 
 def compare_all(names: Sequence[str], seeds: int, *, studies: int = 8000, epochs: int = 1) -> Iterator[Path]:
@@ -102,12 +109,11 @@ def compare(name: str, *, seed: int = 0, studies: int = 8000, epochs: int = 1, s
     }
     if path.exists() and wanted.items() <= _read(path).card.items():
         return path
-    detector, card = train(name, seed=seed, lr=learning_rate(name, **recipe), **recipe)
+    detector, card, checkpoints = train(name, seed=seed, lr=learning_rate(name, **recipe), **recipe)
     logits = {split: predict(detector, films[split].images).astype(np.float16) for split in SPLITS}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, card=json.dumps(card | wanted), **logits)
-    temporary.replace(path)
+    write_atomically(path, lambda file: np.savez_compressed(file, card=json.dumps(card | wanted), **logits))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return path
 
 

@@ -11,26 +11,33 @@ import difflib
 import hashlib
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rrg_utils
-from rrg_utils.artifacts import cache_dir
+from rrg_utils import training
+from rrg_utils.artifacts import cache_dir, key_of
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import LOBES, REGIONS
 from rrg_utils.data.datasets import Films, indiana, label_vector, load_dataset, render_films
 from rrg_utils.data.synthetic import CROWDED, balanced_studies
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_all
 from rrg_utils.training import FitOptions, fit
+from rrg_utils.vision import controls, mamba, scan
+from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision.controls import CNN, ViT
 from rrg_utils.vision.encoder import Swin, as_films
 from rrg_utils.vision.mamba import VisionMamba
@@ -53,6 +60,7 @@ PRETRAINABLE = {
     "cnn": "a small ResNet (timm): near pixels only",
 }
 WEIGHTS = Path(rrg_utils.__file__).resolve().parents[1] / "weights"
+_HASH = "weights sha256"  # in a card
 _CHUNK = 4000  # studies per cache entry, so that an interrupted rendering loses little
 
 
@@ -123,23 +131,34 @@ def studies_for_training(studies: int, size: int = 128) -> tuple[list[Films], np
     return parts, np.stack([label_vector(report) for report in reports]), digest
 
 
+class Trained(NamedTuple):
+    """An encoder with its heads, the card of its training, and the folder of its checkpoints, which is to be removed
+    once what was made of the encoder is kept."""
+
+    detector: Detector
+    card: dict
+    checkpoints: Path
+
+
 def train(
     name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0, lr: float = 1e-3
-) -> tuple[Detector, dict]:
-    """Train an encoder with its heads on the first `studies` rendered studies; returns it and the card of the training.
+) -> Trained:
+    """Train an encoder with its heads on the first `studies` rendered studies.
 
     `seed` is that of the first weights, the order and the augmentation: the studies are the same for every seed.
-    On a GPU if there is one. Resumes where an interrupted call with the same arguments and films stopped.
+    On a GPU if there is one. Resumes where an interrupted call with the same arguments, films and code stopped.
     """
     if name not in PRETRAINABLE:
         raise RRGError(f"unknown encoder {name!r}; can be pre-trained: {', '.join(PRETRAINABLE)}")
+    options = FitOptions(
+        epochs=epochs, batch_size=32, lr=lr, weight_decay=0.05, checkpoint_every=100, seed=seed, precision="fp32"
+    )
     torch.manual_seed(seed)
     detector = Detector(ENCODERS[name](size))
     parts, labels, data = studies_for_training(studies, size)
     val = load_dataset("phantom", "val", size)
-    options = FitOptions(
-        epochs=epochs, batch_size=32, lr=lr, weight_decay=0.05, checkpoint_every=100, seed=seed, precision="fp32"
-    )
+    inputs = {"encoder": name, "size": size, "epochs": epochs, "seed": seed, "lr": lr, "data": data}
+    checkpoints = cache_dir() / "pretrain" / key_of("pretrain", inputs, _CODE)
     history = fit(
         detector,
         _loss,
@@ -147,10 +166,10 @@ def train(
         collate=_collate(parts, labels),
         options=options,
         validate=lambda module: -float(np.nanmean(list(scores(module, val).values()))),
-        folder=cache_dir() / "pretrain" / f"{name}-{size}-{epochs}-{seed}-{lr:g}-{data}",
+        folder=checkpoints,
         name=f"pre-training {name}",
     )
-    return detector, {
+    card = {
         "encoder": name,
         "config": detector.encoder.config,
         "parameters": sum(p.numel() for p in detector.encoder.parameters()),
@@ -164,17 +183,23 @@ def train(
         "training loss": [round(x, 4) for x in history.train],
         "minutes": round(history.seconds / 60, 1),
     }
+    return Trained(detector, card, checkpoints)
+
+
+_CODE = [sys.modules[__name__], controls, _encoder, mamba, scan, training]
 
 
 def pretrain(
     name: str, *, studies: int = 16000, epochs: int = 3, size: int = 128, seed: int = 0, lr: float = 1e-3
 ) -> Path:
     """`train` an encoder and write it with its card to `weights/`; returns the file."""
-    detector, card = train(name, studies=studies, epochs=epochs, size=size, seed=seed, lr=lr)
+    detector, card, checkpoints = train(name, studies=studies, epochs=epochs, size=size, seed=seed, lr=lr)
     val = load_dataset("phantom", "val", size)
     card["command"] = f"{command(name, size)} --studies {studies} --epochs {epochs} --seed {seed} --lr {lr:g}"
     card["validation"] = {"studies": len(val), "auroc": scores(detector, val), "positives": _positives(val)}
-    return _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
+    path = _save(detector, WEIGHTS / f"{name}-{size}.safetensors", card)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return path
 
 
 def command(name: str, size: int = 128) -> str:
@@ -211,13 +236,13 @@ def _positives(dataset) -> dict[str, int]:
 
 
 def _save(detector: Detector, path: Path, card: dict) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    """Write the weights and their card, which names them by their hash: one without the other is noticed in loading."""
     derived = _derived(detector)
     state = detector.state_dict()
-    save_file({key: value.half().cpu().contiguous() for key, value in state.items() if key not in derived}, temporary)
-    temporary.replace(path)
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    weights = save({key: value.half().cpu().contiguous() for key, value in state.items() if key not in derived})
+    card = card | {_HASH: hashlib.sha256(weights).hexdigest()}
+    path.parent.mkdir(exist_ok=True)
+    write_all({path: weights, path.with_suffix(".json"): json.dumps(card, indent=1) + "\n"})
     return path
 
 
@@ -233,9 +258,11 @@ def load_detector(name: str = "swin", size: int = 128, folder: Path = WEIGHTS) -
     if not path.is_file():
         raise RRGError(f"no weights {path.name} in {path.parent.name}/: {remake}")
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
+        card, weights = json.loads(path.with_suffix(".json").read_text()), path.read_bytes()
+        if card.get(_HASH) not in (None, hashlib.sha256(weights).hexdigest()):
+            raise ValueError("the card is of other weights")
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
-        state = {key: value.float() for key, value in load_file(path).items()}
+        state = {key: value.float() for key, value in load(weights).items()}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RRGError(f"weights {path.name} or their card are damaged ({error}): {remake}") from error
     detector = Detector(ENCODERS[name](**config))
