@@ -1,7 +1,7 @@
 """One bench for every system: the same test films, the same scores, the same questions about what a report rests on.
 
     measure("radscr", seed=0)            # results/bench/radscr/cpu-seed0.json, unless it is there and still true
-    rows = table("cpu")                  # one row per system, for pandas.DataFrame
+    rows = table("cpu")                  # one row per system in results/bench, for pandas.DataFrame
     tests = pairs("cpu", "film F1")      # every system against every other, corrected
 
 A system is a black box here, films in and reports out (`rrg_utils.readers`), so that all are asked alike:
@@ -20,7 +20,6 @@ control and `excess`, the share that dies beyond the share of others that vanish
 import json
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from rrg_utils.data.datasets import PhantomDataset, load_dataset
 from rrg_utils.data.phantom import PhantomRenderer
 from rrg_utils.data.reports import XXXX_POLICY, Report, sentences
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_atomically
 from rrg_utils.labels import facts as _facts
 from rrg_utils.labels import labeller, mentions
 from rrg_utils.language import prompt
@@ -74,18 +74,22 @@ SIZES = {"smoke": Sizes(24, 12, 8, 50, meteor=False), "cpu": Sizes(None, 300, 64
 # --- one system -------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seed: int = 0, profile: str = "cpu") -> Path:
-    """Measure a system and keep the result, numbers only and no text; returns the file.
+def measure(name: str, seed: int = 0, profile: str = "cpu", results: Path | None = None) -> Path:
+    """Measure a system and keep the result, numbers only and no text, in `bench` below `results`; returns the file.
 
-    Nothing is done where the file was made by the same model, code, films and sizes. The model is trained first if it
-    is not in the cache. What it needs in memory is measured in a process of its own, where all the rest happens too;
-    the file appears when everything is done, or not at all. RRGError for an unknown system or profile.
+    `results` None: the `claims.destination`. Nothing is done where that file, or the one in the course's results, was
+    made by the same model, code, films and sizes. The model is trained first if it is not in the cache. What it needs
+    in memory is measured in a process of its own, where all the rest happens too; the file appears when everything is
+    done, or not at all. RRGError for an unknown system or profile.
     """
     it = system(name)
-    path = folder() / name / f"{profile}-seed{seed}.json"
+    path, committed = (
+        folder(each) / name / f"{profile}-seed{seed}.json" for each in (results or claims.destination(), None)
+    )
     key = _key(it, seed, profile)
-    if path.exists() and _read(path).get("key") == key:
-        return path
+    for kept in (path, committed):
+        if kept.exists() and _read(kept).get("key") == key:
+            return kept
     _train(it, seed, profile)
     # Spawned, not forked: a copy of this process would have its memory.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -94,13 +98,7 @@ def measure(name: str, seed: int = 0, profile: str = "cpu") -> Path:
         except BrokenProcessPool:
             raise RRGError(f"measuring {name}: its process died, most often for lack of memory") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(_json({"key": key, "system": name, "title": it.title} | found) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, _json({"key": key, "system": name, "title": it.title} | found) + "\n")
 
 
 def summary(path: Path) -> str:
@@ -117,9 +115,9 @@ def summary(path: Path) -> str:
     return f"{run['system']:14} seed {run['seed']}: {numbers}, {run['studies']} reports, {rate:.3g} a second"
 
 
-def folder() -> Path:
-    """Where measurements are kept, one folder per system."""
-    return claims.RESULTS / "bench"
+def folder(results: Path | None = None) -> Path:
+    """Where measurements are kept, one folder per system; `results` None: in the course's results, which are shown."""
+    return (results or claims.RESULTS) / "bench"
 
 
 def sizes(profile: str) -> Sizes:
@@ -386,9 +384,9 @@ def runs(profile: str = "cpu") -> dict[str, list[dict]]:
         if kept:
             found[name] = kept
     if not found:
-        raise RRGError(f"nothing is measured at the profile {profile}: rrg bench --profile {profile} does it")
+        raise RRGError(f"nothing is measured at the profile {profile}: rrg bench --commit --profile {profile} does it")
     if len({(run["films"], run["studies"]) for kept in found.values() for run in kept}) > 1:
-        raise RRGError("results/bench/ mixes films or numbers of studies: make them alike with rrg bench")
+        raise RRGError("results/bench/ mixes films or numbers of studies: make them alike with rrg bench --commit")
     return found
 
 

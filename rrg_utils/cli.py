@@ -113,8 +113,10 @@ def scorecard_command(
     ] = None,
 ) -> None:
     """Print every claim of the papers beside what was measured here, and the verdict."""
-    from rrg_utils import readme, scorecard
+    from rrg_utils import readme, runner, scorecard
 
+    if profile not in runner.profiles():
+        raise runner.unknown("profile", profile, list(runner.profiles()))
     if rerun and write:
         raise RRGError("--write renews what is committed: it goes without --rerun")
     if rerun and not any(rerun.glob(f"*/{profile}-seed*.json")):
@@ -174,7 +176,8 @@ def compare_command(
 ) -> None:
     """Train encoders alike, several seeds each, for notebook 04; what is there already is not made again.
 
-    Each gets the best of three learning rates. Started twice, the two share the encoders: an hour on two idle cores.
+    Each gets the best of three learning rates. Started twice, the two share the encoders. Five seeds took
+    three and a half hours of one busy core, without the search for rates.
     """
     from rrg_utils.runner import show, unknown
     from rrg_utils.vision.comparison import compare_all
@@ -315,19 +318,23 @@ def bench_command(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Systems; all by default.")] = None,
     profile: Profile = "cpu",
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Of the training; may be given several times.")] = None,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Developers: into results/bench, which notebook 09 shows.")
+    ] = False,
 ) -> None:
-    """Measure every system alike on the test films; what is there already is not made again."""
-    from rrg_utils import bench
+    """Measure every system alike on the test films, into runs/PROFILE/results; what is there is not made again."""
+    from rrg_utils import bench, claims
     from rrg_utils.readers import SYSTEMS, system
-    from rrg_utils.runner import show
+    from rrg_utils.runner import project_dir, show
 
     for name in names or ():
         system(name)
     bench.sizes(profile)
+    results = claims.RESULTS if commit else project_dir() / "runs" / profile / "results"
     _show_progress()
     for each in seed or (0,):
         for name in names or SYSTEMS:
-            path = bench.measure(name, each, profile)
+            path = bench.measure(name, each, profile, results)
             typer.echo(f"{bench.summary(path)} -> {show(path)}")
 
 

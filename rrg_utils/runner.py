@@ -1,7 +1,8 @@
 """Runs the notebooks in order with papermill, each in a fresh kernel of this interpreter, and resumes where it stopped.
 
 A finished notebook leaves `<output>/NN_name.ipynb` and beside it `NN_name.json`, which records the hash of all that
-went in (cells, parameters, package source, weights). While both are there and the hash is the same, it is up to date.
+went in (cells, parameters, package source, weights, and what it reads in `results/`). While both are there and the hash
+is the same, it is up to date.
 """
 
 import ast
@@ -10,13 +11,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -25,9 +27,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_atomically
 
 PACKAGE = Path(__file__).parent
 FIGURE_TAG, TABLE_TAG = "figure:", "table:"
+# How the code of a notebook says that it reads in results/, and that it writes measurements.
+_READS = re.compile(r"\b(claims|tables|bench|scorecard|comparison)\b|results/")
+_RECORDS = re.compile(r"\b(claims\.record|tables\.(completed|keep)\b)")
+# Folders in results/ that no notebook writes, and the word by which one reads them.
+_MADE_BEFORE = {"encoders": "comparison.", "benchmarks": "results/benchmarks"}
 
 
 def project_dir() -> Path:
@@ -134,7 +142,7 @@ def run(
             job = _Job(path, output / path.name, plan[path], read(path), kept)
             _bring_up_to_date(job, profile, source, fresh, f"[{number}/{len(paths)}] {path.stem}", say)
             if commit:
-                _write(path, nbformat.writes(without_machine(read(job.result))) + "\n")
+                write_atomically(path, nbformat.writes(without_machine(read(job.result))) + "\n")
             made.append(job.result)
     return made
 
@@ -303,7 +311,29 @@ def _writing_to(output: Path) -> Iterator[None]:
 
 
 def _run_key(job: _Job, profile: str, source: str) -> str:
-    return _hash([_cells(job.notebook), job.parameters, profile, source])
+    return _hash([_cells(job.notebook), job.parameters, profile, source, _read_in_results(job)])
+
+
+def _read_in_results(job: _Job) -> list | None:
+    """Files and hashes of what a notebook reads in the course's results; None where it reads nothing there.
+
+    A run that itself records there must not look old because it, or another that does, has recorded since: of what
+    notebooks record nothing counts for it. Its verdicts may be older than those of the runs after it.
+    """
+    code = "\n".join(cell.source for cell in job.notebook.cells if cell.cell_type == "code")
+    if not _READS.search(code):
+        return None
+    results = _results(job)
+    folders = [results]
+    if job.measurements == results and _RECORDS.search(code):
+        folders = [results / name for name, word in _MADE_BEFORE.items() if word in code]
+    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in (".json", ".npz"))
+    return [[os.path.relpath(path, results), _file_hash(path)] for path in sorted(files)]
+
+
+def _results(job: _Job) -> Path:
+    """The course's own results, beside its notebooks."""
+    return job.path.parents[1] / "results"
 
 
 def _is_up_to_date(job: _Job, profile: str, source: str) -> bool:
@@ -311,8 +341,10 @@ def _is_up_to_date(job: _Job, profile: str, source: str) -> bool:
     if not job.result.exists():
         return False
     record = _recorded(job.result.with_suffix(".json"))
-    wanted = {str(job.measurements), str(job.path.parents[1] / "results")}
-    return record.get("key") == _run_key(job, profile, source) and record.get("measurements") in wanted
+    for kept in (job.measurements, _results(job)):
+        if record.get("measurements") == str(kept):
+            return record.get("key") == _run_key(replace(job, measurements=kept), profile, source)
+    return False
 
 
 def _bring_up_to_date(
@@ -322,15 +354,16 @@ def _bring_up_to_date(
     if not fresh and _is_up_to_date(job, profile, source):
         say(f"{label} ... up to date -> {show(job.result)}")
         return
+    key = _run_key(job, profile, source)  # of what it finds: by its end others may have recorded
     with _environment(RRG_RECORD=str(job.measurements.absolute())):  # for the kernel: see `claims.record`
         seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
     record = {
-        "key": _run_key(job, profile, source),
+        "key": key,
         "parameters": job.parameters,
         "seconds": round(seconds),
         "measurements": str(job.measurements),
     }
-    _write(job.result.with_suffix(".json"), json.dumps(record, indent=1))
+    write_atomically(job.result.with_suffix(".json"), json.dumps(record, indent=1))
     say(f"{label} ... ok {seconds:.0f} s -> {show(job.result)}")
 
 
@@ -525,7 +558,8 @@ def _execute(path: Path, result: Path, parameters: dict, label: str, notebook: n
         except KeyboardInterrupt:
             while not future.done():
                 for child in psutil.Process().children(recursive=True):
-                    child.kill()
+                    with suppress(psutil.NoSuchProcess):  # it ended by itself
+                        child.kill()
                 time.sleep(0.1)
             status.clear()
             print(f"{label} ... interrupted; the same command starts again here", file=sys.stderr)
@@ -608,10 +642,3 @@ def read(path: Path) -> nbformat.NotebookNode:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, UnicodeDecodeError):
         raise RRGError(f"{show(path)} is not a readable notebook: restore it, or delete an output") from None
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, so that an interruption leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nbformat
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_course import write_course
 from tiny_readers import TEXTS, Data, make_readers
+from typer.testing import CliRunner
 
-from rrg_utils import bench, claims, readers
+from rrg_utils import bench, claims, cli, readers
 from rrg_utils.bench import Sizes, cases, counterfactual, image_dependence, measured, pairs, table, without
 from rrg_utils.data.abnormalities import present
 from rrg_utils.data.annotation import film_facts
@@ -250,6 +253,41 @@ def test_a_measurement_is_kept_and_not_made_again(tmp_path, monkeypatch):
     path.write_text("{")
     with pytest.raises(RRGError, match="is damaged"):
         bench.measure("constant", 0, "smoke")
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """The command `rrg bench constant` in a course of its own, where all that takes time is left out: the folders."""
+    course, committed = write_course(tmp_path / "course"), tmp_path / "committed"
+    monkeypatch.chdir(course)
+    monkeypatch.setattr(claims, "RESULTS", committed)
+    monkeypatch.delenv("RRG_RECORD", raising=False)
+    monkeypatch.setattr(bench, "_key", lambda *_: "key")
+    monkeypatch.setattr(bench, "_in_own_process", lambda *_: {"counts": {}})
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(bench, "summary", lambda path: "measured")
+    monkeypatch.setattr(cli, "_show_progress", lambda: None)
+
+    def run(*options):
+        done = CliRunner().invoke(cli.app, ["bench", "constant", "--profile", "smoke", *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout.removeprefix("measured -> ").strip()
+
+    return run, course / "runs" / "smoke" / "results" / "bench", committed / "bench"
+
+
+def test_only_commit_puts_measurements_into_the_results_of_the_course(quick, monkeypatch):
+    run, own, committed = quick
+    assert run() == "runs/smoke/results/bench/constant/smoke-seed0.json"
+    assert (own / "constant" / "smoke-seed0.json").is_file()
+    assert not committed.exists()
+    run("--commit", "--seed", "0", "--seed", "1")
+    assert sorted(path.name for path in committed.rglob("*.json")) == ["smoke-seed0.json", "smoke-seed1.json"]
+    before = {path: path.stat().st_mtime_ns for path in (*committed.rglob("*.json"), *own.rglob("*.json"))}
+    monkeypatch.setattr(bench, "_train", lambda *_: pytest.fail("it was measured again"))
+    assert run() == "runs/smoke/results/bench/constant/smoke-seed0.json"
+    assert run("--seed", "1") == str(committed / "constant" / "smoke-seed1.json"), "it is there and true"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def keep(folder, name, seed, counts, value=0.5, films="f"):

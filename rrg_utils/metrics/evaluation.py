@@ -59,7 +59,7 @@ def _versions() -> str:
 def evaluate(
     hypotheses: Sequence[str],
     references: Sequence[str],
-    xxxx_policy: str,
+    xxxx_policy: str = "unstated",
     preset: str | Convention = "plain",
     section: str = "findings",
     uncertain: str = "positive",
@@ -69,7 +69,7 @@ def evaluate(
 ) -> Scores:
     """Score generated reports against one reference each.
 
-    xxxx_policy: what was done with the XXXX marks of the reports before they came here.
+    xxxx_policy: what was done with the XXXX marks of the reports before they came here: say it where you know it.
     section: which section of the report the references are. Both are recorded in every signature.
     preset: how texts become tokens: "plain", "r2gen_iu", "r2gen_mimic" or a `Convention`. Observations and facts are
     read from the texts as they are given.

@@ -1,7 +1,7 @@
-"""Does the evidence lie where the finding is? Scores of boxes, masks and heat maps against the known outline.
+"""Does the evidence lie where the finding is? Scores of masks and heat maps against the known outline.
 
-Boxes are (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, as in `Lesion.box`. Where there is nothing to find (an empty
-mask) a score is NaN, and means leave it out; evidence that points nowhere where there is something scores 0.
+Where there is nothing to find (an empty mask) a score is NaN, and means leave it out; evidence that points nowhere
+where there is something scores 0.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,6 @@ import numpy as np
 
 from rrg_utils.errors import RRGError
 from rrg_utils.metrics.statistics import Statistic, ratio
-
-
-def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area of the intersection of two boxes over that of their union; 0 if they do not meet."""
-    for box in (a, b):
-        if len(box) != 4 or not np.isfinite(box).all() or box[0] > box[2] or box[1] > box[3]:
-            raise RRGError(f"a box is (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, got {tuple(box)}")
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    common = max(0.0, width) * max(0.0, height)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - common
-    return float(common / union) if union else 0.0
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
