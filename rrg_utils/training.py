@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -456,11 +457,10 @@ def _save_checkpoint(
         if target.exists():  # a damaged one that was passed over
             shutil.rmtree(target)
         temporary.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is not an OSError to all who write
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RRGError(
-            f"cannot write a checkpoint to {target}: {error.strerror or error}: free space or choose another folder"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise RRGError(f"cannot write a checkpoint to {target}: {why}: free space or choose another folder") from error
     for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
 

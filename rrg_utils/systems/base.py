@@ -5,7 +5,6 @@ with the true answer in `text` and the true text given before it in `prefix`.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rrg_utils import processes
 from rrg_utils.device import default_device
 from rrg_utils.errors import RRGError
 from rrg_utils.language import LoraOptions, Prompt, generate, load_llm, prompt_loss
@@ -87,7 +87,9 @@ class ReportGenerator(nn.Module):
     # --- storage ---
 
     def save(self, folder: Path) -> None:
-        """What was trained (safetensors) and the configuration (JSON)."""
+        """What was trained (safetensors) and the configuration (JSON); the folder is made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         kept = {k: v.contiguous() for k, v in self.state_dict().items() if not _frozen(k)}
         save_file(kept, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1))
@@ -109,18 +111,23 @@ class ReportGenerator(nn.Module):
         return model.to(default_device()).eval()
 
 
+def loss_on(held_out: Sequence) -> Callable[[ReportGenerator], float] | None:
+    """What `fit` chooses an epoch by: the mean loss on held-out examples. None where there are none."""
+    return (lambda model: model.mean_loss(held_out)) if held_out else None
+
+
 def _frozen(key: str) -> bool:
     """Whether a weight is one of the language model's own, which are never trained and hence not saved."""
     return key.startswith("language.") and "lora_" not in key
 
 
 def in_parallel(build: Callable[..., object], configs: Sequence) -> None:
-    """Call `build(config)` for every configuration, one process per core with one thread each.
+    """Call `build(config)` for every configuration, one process for each core that may be used, with one thread each.
 
     Matrices as small as these gain little from a second thread. With a GPU, one after the other.
     """
     configs = list(dict.fromkeys(configs))
-    workers = 1 if torch.cuda.is_available() else min(os.cpu_count(), len(configs))
+    workers = 1 if torch.cuda.is_available() else min(processes.cores(), len(configs))
     if workers <= 1:
         for config in configs:
             build(config)

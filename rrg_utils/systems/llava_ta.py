@@ -43,13 +43,14 @@ from rrg_utils.data.anatomy import REGIONS
 from rrg_utils.data.datasets import PhantomDataset, load_dataset
 from rrg_utils.device import stacked
 from rrg_utils.errors import RRGError
+from rrg_utils.files import array_on_disk
 from rrg_utils.labels import mentions, ontology, topics
 from rrg_utils.labels.ontology import TOPICS
 from rrg_utils.labels.topics import TopicSentence, decompose
 from rrg_utils.language import Prompt, generate, load_llm, prompt, prompt_loss, tiny
 from rrg_utils.metrics.baselines import derangement
 from rrg_utils.systems import base, projector, stored
-from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
+from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel, loss_on
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision import encoder as _encoder
@@ -95,7 +96,7 @@ MODELS = ("narrative", "T", "TA")
 MASKS = ("true", "predicted", "full", "random", "wrong")
 SELECTIONS = ("truth", "asserted", "predicted", "all", "reference")
 WORDINGS = {  # without topic, with topic, with topic and segmented part
-    "paper": (
+    "paper": (  # the paper's for TA; those of the other two are ours, after it
         ("Given the image", ", describe the findings."),
         ("Given the image", ", describe the findings for the topic: {topic}."),
         ("Given the image", "and the segmented part", ", describe the findings for the topic: {topic}."),
@@ -113,7 +114,7 @@ class LlavaTAConfig:
     """The paper's switches, then ours. The defaults are LLaVA-TA with LoRA, true masks and ground-truth topics."""
 
     model: str = "TA"  # "narrative": whole reports, as LLaVA-Rad; "T": topics; "TA": topics and masks
-    lora_rank: int | None = 16  # None: the language model is frozen, only the projector is trained
+    lora_rank: int | None = 16  # the paper's is 128; None: the language model is frozen, only the projector is trained
     masks: str = "true"  # or "predicted"; controls: "full" film twice, "random" patient's mask, "wrong" region
     # Which topics are asked for: always the organ and special ones, and of the diseases those of the "truth", only the
     # "asserted" ones, the "predicted" ones or "all"; "reference": exactly what the reference names (topic level).
@@ -199,7 +200,7 @@ class LlavaTA(ReportGenerator):
     # --- prompts ---
 
     def prompts(self, batch: Sequence[Example]) -> list[Prompt]:
-        """The paper's prompt of each example; a film that several examples share is projected once."""
+        """The prompt of each example; a film that several examples share is projected once."""
         return self._prompts(batch, self._visual([e.seen for e in batch]), self._visual(self._parts(batch)))
 
     def _prompts(self, batch: Sequence[Example], image: Sequence[Tensor], part: Sequence[Tensor]) -> list[Prompt]:
@@ -334,14 +335,17 @@ class LlavaTA(ReportGenerator):
 
     # --- training ---
 
-    def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Stage 1 from the shared projector, then stage 2; the epoch with the lowest validation loss is kept."""
+    def prepare(self, train: PhantomDataset, val: PhantomDataset | None = None, folder: Path | None = None) -> History:
+        """Stage 1 from the shared projector, then stage 2; the epoch with the lowest loss on `val` is kept.
+
+        Without `val` it is the last one, and the thresholds of the topics are set on the training films.
+        """
         config = self.config
         if config.align_studies:
             self.projector.load_state_dict(aligned_projector(config.alignment))
         else:
             self.projector.refer_to(film_tokens(train.films, config.encoder, config.size))
-        of_train, of_val = examples(config, train), examples(config, val)
+        of_train, of_val = (examples(config, data) if data is not None else [] for data in (train, val))
         history = fit(
             self,
             lambda model, batch: model.loss(batch),
@@ -353,17 +357,17 @@ class LlavaTA(ReportGenerator):
                 seed=config.seed,
             ),
             length=lambda example: len(example.text),
-            validate=lambda model: model.mean_loss(of_val),
+            validate=loss_on(of_val),
             folder=folder,
             name=f"LLaVA-TA, stage 2: {config.model} (seed {config.seed})",
         )
         if config.by_topic:
-            self._set_thresholds(of_train, of_val)
+            self._set_thresholds(of_train, of_val or of_train)
         return history
 
     @torch.no_grad()
     def _set_thresholds(self, of_train: Sequence[Example], of_val: Sequence[Example]) -> None:
-        """Ask for a topic as often on the validation films as the training reports name it (our choice)."""
+        """Ask for a topic as often on held-out films as the training reports name it (our choice)."""
         share = (
             torch.tensor([[topic in named for topic in TOPICS] for named in _studies(of_train).values()])
             .float()
@@ -453,9 +457,7 @@ def segmented(
 
     def make(folder: Path) -> None:
         model = load_encoder(config.encoder, config.size)
-        out = np.lib.format.open_memmap(
-            folder / "tokens.npy", "w+", np.float16, (len(pairs), model.grid**2, model.width)
-        )
+        out = array_on_disk(folder / "tokens.npy", np.float16, (len(pairs), model.grid**2, model.width))
         for k in range(0, len(pairs), 64):
             films = []
             for i, area in pairs[k : k + 64]:

@@ -23,7 +23,7 @@ from rrg_utils.data.synthetic import caption
 from rrg_utils.device import stacked
 from rrg_utils.language import Prompt, load_llm, prompt, tiny
 from rrg_utils.systems import base, projector, stored
-from rrg_utils.systems.base import ReportGenerator, in_parallel
+from rrg_utils.systems.base import ReportGenerator, in_parallel, loss_on
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.features import film_tokens
@@ -80,27 +80,33 @@ class NarrativeVLM(ReportGenerator):
         """Mean loss per token of the answers."""
         return super().loss(batch, self.config.word_dropout if word_dropout is None else word_dropout)
 
-    def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Both stages; in the second, on the real reports, the epoch with the lowest validation loss is kept."""
+    def prepare(self, train: PhantomDataset, val: PhantomDataset | None = None, folder: Path | None = None) -> History:
+        """Both stages; in the second, on the real reports, the epoch with the lowest loss on `val` is kept.
+
+        Without `val` it is the last one.
+        """
         config = self.config
-        of_train, of_val = (seen(config, data.reports, lambda data=data: data.films) for data in (train, val))
+        of_train, of_val = (_examples(config, data) if data is not None else [] for data in (train, val))
         if config.align_studies:
             self.projector.load_state_dict(aligned_projector(_alignment(config)))
         elif config.encoder != "annotation":
-            self.projector.refer_to(of_train)
-        held_out = [Example(of_val[i], text) for i, text in enumerate(val.texts)]
+            self.projector.refer_to(np.stack([example.seen for example in of_train[:1000]]))
         return fit(
             self,
             lambda model, batch: model.loss(batch),
-            [Example(of_train[i], text) for i, text in enumerate(train.texts)],
+            of_train,
             options=FitOptions(
                 epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, patience=2, seed=config.seed
             ),
             length=lambda example: len(example.text),
-            validate=lambda model: model.mean_loss(held_out),
+            validate=loss_on(of_val),
             folder=folder,
             name=f"training on reports (word dropout {config.word_dropout:g})",
         )
+
+
+def _examples(config: NarrativeConfig, data: PhantomDataset) -> list[Example]:
+    return list(map(Example, seen(config, data.reports, lambda: data.films), data.texts))
 
 
 def seen(config: NarrativeConfig, reports: Sequence[Report], films: Callable[[], Films]) -> np.ndarray | list[str]:

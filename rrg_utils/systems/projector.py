@@ -2,7 +2,8 @@
 
 Every system starts from the same projector, aligned once on rendered studies with balanced findings and composed
 reports (`rrg_utils.data.composed`), as many as wanted: 2,069 real reports are too few to learn reading a film from.
-The papers start from projectors aligned elsewhere or train them on ten times as many reports; this way is ours.
+The papers start from projectors aligned elsewhere or train them on the reports themselves, of which MIMIC-CXR has a
+hundred times as many; this way is ours.
 """
 
 import sys

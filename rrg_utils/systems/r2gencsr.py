@@ -5,11 +5,13 @@
     [Note: <v_G - v_G-> normal.] [Note: <v_G - v_G+> with disease.] x pairs, [image: <v_S> findings:] -> frozen LLM
 
 Wang et al., "R2GenCSR: Mining Contextual and Residual Information for LLMs-based Radiology Report Generation", arXiv
-2408.09743. Every place where the released code differs from the paper's text is a switch of `R2GenCSRConfig`.
+2408.09743. What the released code does differently with contexts is a switch of `R2GenCSRConfig`; its cut
+references, end mark, beams, penalties and choice of the best epoch are not rebuilt.
 
 Ours. The projector is an MLP aligned beforehand (`rrg_utils.systems.projector`) and not one linear layer. A context
 image becomes the mean of its projected tokens: behind a linear layer that is the projected global vector, so for the
-paper's projector it is the same. With `grid` above 1 the mean is taken in cells, so that a residual can say where.
+paper's projector it is the same. With `grid` above 1 the mean is taken in cells, so that a residual can say where. One
+view is read, and decoding is greedy.
 Before the real reports, every variant reads as many rendered studies with composed reports as the projector was aligned
 on, so that what it learns of contexts does not rest on 2,069 reports alone.
 """
@@ -35,7 +37,7 @@ from rrg_utils.errors import RRGError
 from rrg_utils.language import Prompt, load_llm, prompt, tiny
 from rrg_utils.retrieval import StudyIndex, global_features, says_the_same, standardised
 from rrg_utils.systems import base, projector, stored
-from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel
+from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel, loss_on
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision.encoder import as_films
@@ -87,7 +89,7 @@ class R2GenCSRConfig:
     """The paper's switches, then sizes and schedule (ours). The defaults are the paper's idea, not its released code:
     that is `released(config)`."""
 
-    encoder: str = "swin"  # any of `rrg_utils.vision.pretrain.ENCODERS`; the paper's is "mamba"
+    encoder: str = "swin"  # any of `rrg_utils.vision.pretrain.ENCODERS`; the paper's is "vmamba"
     retrieval: str = "nearest"  # one of RETRIEVAL
     residual: str = "after"  # one of RESIDUAL
     pairs: int = 3  # contexts of each sign, 0 to 5
@@ -123,7 +125,10 @@ class R2GenCSRConfig:
 
 
 def released(config: R2GenCSRConfig) -> R2GenCSRConfig:
-    """What the released code does by default: fixed contexts by keyword, everything subtracted, no gradient."""
+    """The contexts of the released code, by its defaults: fixed, by keyword, everything subtracted, no gradient.
+
+    Encoder, projector and words stay those of `config`.
+    """
     return replace(config, retrieval="keyword", residual="prompt", context_gradient=False, grid=1, context_first=True)
 
 
@@ -236,17 +241,17 @@ class R2GenCSR(ReportGenerator):
         """Mean loss per token of the reports alone."""
         return super().loss(batch, self.config.word_dropout if word_dropout is None else word_dropout)
 
-    def prepare(self, train: PhantomDataset, val: PhantomDataset, folder: Path | None = None) -> History:
-        """Train on composed and then on the real reports, of which the epoch with the lowest validation loss is kept.
+    def prepare(self, train: PhantomDataset, val: PhantomDataset | None = None, folder: Path | None = None) -> History:
+        """Train on composed and then on the real reports, of which the epoch with the lowest loss on `val` is kept.
 
-        Contexts come from `train`.
+        Without `val` it is the last one. Contexts come from `train`.
         """
         config = self.config
         if config.align_studies:
             self.projector.load_state_dict(aligned_projector(_alignment(config)))
         else:
             self.projector.refer_to(film_tokens(train.films, config.encoder, config.size))
-        held_out = examples(config, val, train)
+        held_out = examples(config, val, train) if val is not None else []
 
         def learn(batch: list[Example], name: str, epochs: int, validate: Callable | None = None) -> History:
             return fit(
@@ -264,7 +269,7 @@ class R2GenCSR(ReportGenerator):
 
         if config.composed_epochs and config.align_studies:
             learn(examples(config, _composed(config), train), "composed", config.composed_epochs)
-        return learn(examples(config, train, train), "real", config.epochs, lambda model: model.mean_loss(held_out))
+        return learn(examples(config, train, train), "real", config.epochs, loss_on(held_out))
 
     def generate(self, batch: Sequence[Example], max_new_tokens: int = 90) -> list[GeneratedReport]:
         """Reports, with the ids of the studies that each was compared with as evidence."""
