@@ -1,11 +1,12 @@
 """pyproject.toml, environment.yml, data-packages.txt, Makefile and CITATION.cff tell the same story."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_the_citation_names_every_paper_and_the_reports():
     assert any("collection of radiology examinations" in reference["title"] for reference in references)
     for reference in references:  # what the schema of CFF 1.2.0 asks of a reference
         assert {"type", "title", "authors"} <= set(reference)
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    """As far as the package itself goes; what only tools need is named here."""
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "rrg_utils").rglob("*.py")]
+    imports = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {
+        name.split(".")[0]
+        for node in imports
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+    }
+    distributions = packages_distributions()
+    here = {canonical(package) for name in names - {"rrg_utils"} for package in distributions.get(name, ())}
+    optional = {canonical(line) for lines in PROJECT["optional-dependencies"].values() for line in lines}
+    declared = {canonical(line) for line in PROJECT["dependencies"]}
+    assert here - declared <= optional
+    used_by_others = {"gguf", "ipykernel", "ipywidgets", "jupyterlab"}
+    assert declared - here == used_by_others
+
+
+def canonical(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
 def test_data_packages_are_pinned_installed_and_not_dependencies():

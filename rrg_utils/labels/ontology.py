@@ -1,8 +1,8 @@
 """The topics of a report: what is told under each, where on the film it is looked for, and how it is denied.
 
 LLaVA-TA (section 3 of the paper) orders its topics disease > organ > special and maps each to one or more anatomical
-regions, merged into one mask ("pleural effusion: lungs + diaphragm"). It prints five examples and neither the list nor
-the table: the topics, their regions and the sentences below are ours.
+regions, merged into one mask ("pleural effusion: lungs + diaphragm"). Five of them are known to us and neither the list
+nor the table: the topics, their regions and the sentences below are ours.
 
 A topic gathers `findings` of `rrg_utils.labels.mentions`, which also say whether they are asserted or denied; `words`
 adds what those rules do not name ("the trachea is midline"). Where words of several topics fit at one place, the topic

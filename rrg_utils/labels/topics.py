@@ -7,7 +7,7 @@
 
 LLaVA-TA (section 3) asks DeepSeek-V3 for this. Its instructions are followed: comparisons with earlier films and
 speculation are removed, every sentence goes to exactly one topic (disease before organ before special), no topic has
-more than one sentence, and what is absent is told in one fixed form. Its prompt is not published; the rules are ours.
+more than one sentence, and what is absent is told in one fixed form. Its prompt is unknown to us; the rules are ours.
 
 What is found in a sentence, and whether it is asserted, denied or hedged, is decided by `mentions` alone. The report's
 own words are kept wherever they speak of one topic. A compound sentence is cut at a conjunction if both halves still
