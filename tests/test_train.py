@@ -70,7 +70,15 @@ def test_what_is_printed():
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-SYSTEMS = {"r2gencsr": ["pairs=1", "epochs=2"]}
+LLM = ["llm={llm}", "align_studies=0"]
+SYSTEMS = {
+    "narrative": [*LLM, "epochs=2"],
+    "r2gencsr": [*LLM, "pairs=1", "epochs=2"],
+    "trrg": [*LLM, "stage1_composed=0", "composed_epochs=0", "epochs=2"],
+    "llava_ta": [*LLM, "epochs=2"],
+    "radscr": ["composed=0", "epochs=2"],
+}
+CONTRASTED = {"radscr"}  # the loss contrasts the examples of a batch: each process has fewer to contrast
 LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
 
 
@@ -78,14 +86,15 @@ LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=
 def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
     """By the command under accelerate's launcher: one entry, made and printed once, with the losses of one process.
 
-    Losses are means over tokens, which two processes weight by reports: equal but for that.
+    Losses are means over tokens, which two processes weight by reports: equal but for that, and but for `CONTRASTED`.
     """
     PhantomRenderer(128, patients=1)  # made in the reader's cache
     (tmp_path / "together").mkdir()
     for kind in ("patients", "lung_outlines"):
         (tmp_path / "together" / kind).symlink_to(cache_dir() / kind)
     texts = ["The heart is enlarged. No effusion.", "Clear lungs. note: normal. with disease. image: findings:"]
-    settings = [f"llm={make_llm(tmp_path / 'llm', texts)}", "align_studies=0", *SYSTEMS[name]]
+    llm = make_llm(tmp_path / "llm", texts)
+    settings = [setting.format(llm=llm) for setting in SYSTEMS[name]]
     environment = {"RRG_CACHE": str(tmp_path / "together"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [
@@ -99,10 +108,11 @@ def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (entry,) = (path for path in (tmp_path / "together" / name).iterdir() if path.is_dir())
+    kind = name.replace("_", "-")  # of the cache entry
+    (entry,) = (path for path in (tmp_path / "together" / kind).iterdir() if path.is_dir())
     assert done.stdout.startswith(f"{entry}\n")
     assert done.stdout.count("s of training\n") == 1
-    assert done.stderr.count(f"building {name} ") == 1
+    assert done.stderr.count(f"building {kind} ") == 1
     assert not (entry / "fit").exists()
     two = History(**json.loads((entry / "history.json").read_text()))
 
@@ -111,6 +121,7 @@ def test_two_processes_train_a_system_as_one_does(name, tmp_path, monkeypatch):
     shrink(monkeypatch.setattr)
     made = train(name, settings)
     assert made.folder.name == entry.name
-    assert two.train == pytest.approx(made.history.train, rel=0.01)
-    assert two.validation == pytest.approx(made.history.validation, rel=0.01)
     assert two.train[0] > two.train[-1]
+    if name not in CONTRASTED:
+        assert two.train == pytest.approx(made.history.train, rel=0.01)
+        assert two.validation == pytest.approx(made.history.validation, rel=0.01)
