@@ -86,7 +86,9 @@ def weight_cards() -> str:
     keys = [key for key, value in next(iter(cards.values())).items() if not isinstance(value, dict)]
     classes = dict.fromkeys(name for card in cards.values() for name in card["validation"]["positives"])
     head = f"| | {' | '.join(cards)} |\n|---|{'---|' * len(cards)}\n"
-    facts = [f"| {key} | {' | '.join(f'`{card.get(key)}`' for card in cards.values())} |" for key in keys]
+    facts = [
+        f"| {key} | {' | '.join(f'`{card[key]}`' if key in card else '' for card in cards.values())} |" for key in keys
+    ]
     scores = [
         f"| {name} ({next(iter(cards.values()))['validation']['positives'].get(name, 0)}) | "
         f"{' | '.join(str(card['validation']['auroc'].get(name, '')) for card in cards.values())} |"

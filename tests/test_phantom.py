@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from rrg_utils.data import anatomy, lesions, phantom
-from rrg_utils.data.abnormalities import ABNORMALITIES
+from rrg_utils.data.abnormalities import ABNORMALITIES, REGION_OF
 from rrg_utils.data.anatomy import FILM_MM, LOBES, REGIONS, RIB
 from rrg_utils.data.mesh import parse_mesh
 from rrg_utils.data.phantom import PhantomRenderer
@@ -239,11 +239,15 @@ def test_a_lesion_dims_its_surroundings_only_a_little(renderer, study, annotatio
 
 
 WIRES = ("catheter", "tube", "surgical hardware")
+DEVICES = (*WIRES, "pacemaker")  # their regions are where they work; wires lead there from outside
 
 
 @pytest.mark.parametrize("name", ABNORMALITIES)
 def test_every_class_shows(renderer, study, annotations, name):
-    """The most visible of a few annotations is easily seen, the least still measurable (wires fill little of 5 mm)."""
+    """The most visible of a few annotations is easily seen, the least still measurable (wires fill little of 5 mm).
+
+    Each lies in the regions of its class.
+    """
     peaks = []
     for number, finding in enumerate(annotations[name][:6]):
         film, difference = change(renderer, study(finding, id=f"{number}"))
@@ -252,6 +256,8 @@ def test_every_class_shows(renderer, study, annotations, name):
         rows, columns = np.nonzero(lesion.mask)
         assert lesion.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert difference[lesion.mask].max() > 0.5 * difference.max()
+        region = np.any([film.regions[part] for part in REGION_OF[name]], axis=0)
+        assert name in DEVICES or (lesion.mask & region).sum() > 0.5 * lesion.mask.sum()
         peaks.append(difference.max())
     assert min(peaks) > 0.01
     assert max(peaks) > (0.025 if name in WIRES else 0.03)
