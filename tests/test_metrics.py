@@ -113,7 +113,8 @@ def test_resampled_bleu_is_the_bleu_of_the_resample():
 @pytest.mark.parametrize("average", ["micro", "macro", "example"])
 @pytest.mark.parametrize("observations", ["14", "5"])
 @pytest.mark.parametrize("uncertain", ["positive", "negative"])
-def test_clinical_f1_equals_scikit_learn(average, observations, uncertain):
+@pytest.mark.parametrize(("undefined", "division"), [("omit", np.nan), ("zero", 0)])
+def test_clinical_f1_equals_scikit_learn(average, observations, uncertain, undefined, division):
     names = OBSERVATIONS if observations == "14" else TOP_FIVE
     positive = (1, -1) if uncertain == "positive" else (1,)
     hyp, ref = (
@@ -121,20 +122,35 @@ def test_clinical_f1_equals_scikit_learn(average, observations, uncertain):
         for side in (HYPOTHESES, REFERENCES)
     )
     kind = "samples" if average == "example" else average
-    expected = f1_score(ref, hyp, average=kind, zero_division=np.nan)
-    assert clinical_f1(HYPOTHESES, REFERENCES, average, observations, uncertain).value == pytest.approx(expected)
+    expected = f1_score(ref, hyp, average=kind, zero_division=division)
+    found = clinical_score(HYPOTHESES, REFERENCES, "f1", average, observations, uncertain, undefined)
+    assert found.value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("measure", ["precision", "recall", "f1"])
-def test_measures_equal_scikit_learn(measure):
+@pytest.mark.parametrize(("undefined", "division"), [("omit", np.nan), ("zero", 0)])
+def test_measures_equal_scikit_learn(measure, undefined, division):
     hyp, ref = (
         np.array([[label_report(t)[n] in (1, -1) for n in OBSERVATIONS] for t in s]) for s in (HYPOTHESES, REFERENCES)
     )
     which = ("precision", "recall", "f1").index(measure)
     for average in ("micro", "macro", "example"):
         kind = "samples" if average == "example" else average
-        expected = precision_recall_fscore_support(ref, hyp, average=kind, zero_division=np.nan)[which]
-        assert clinical_score(HYPOTHESES, REFERENCES, measure, average).value == pytest.approx(expected)
+        expected = precision_recall_fscore_support(ref, hyp, average=kind, zero_division=division)[which]
+        found = clinical_score(HYPOTHESES, REFERENCES, measure, average, undefined=undefined)
+        assert found.value == pytest.approx(expected)
+
+
+def test_who_says_one_thing_has_no_macro_precision_by_published_code():
+    """By the mean over what was named it would be perfect; that code, with 0 for 0/0, divides by all 14."""
+    labels = np.zeros((4, 14), int)
+    labels[:, 0] = 1
+    macro = Cell("precision", "macro", "14", "negative")
+    zero = macro._replace(undefined="zero")
+    found = clinical_cells(labels, labels, [macro, zero])
+    assert found[macro].value == 1
+    assert found[zero].value == pytest.approx(1 / 14)
+    assert zero in CE_PRESETS["r2gen"]
 
 
 def test_grid_has_every_cell_and_presets_are_cells_of_it():
@@ -145,7 +161,8 @@ def test_grid_has_every_cell_and_presets_are_cells_of_it():
         assert grid[cell].value == pytest.approx(alone, nan_ok=True)
     for preset, cells in CE_PRESETS.items():
         assert cells, preset
-        assert set(cells) <= set(grid), preset
+        assert {cell._replace(undefined="omit") for cell in cells} <= set(grid), preset
+        assert {cell.undefined for cell in cells} == {"zero"}, preset
     assert {cell.uncertain for cell in CE_PRESETS["r2gen"]} == {"negative"}
     assert set(clinical_grid(HYPOTHESES, REFERENCES, CE_PRESETS["r2gen"])) == set(CE_PRESETS["r2gen"])
 
@@ -279,6 +296,19 @@ def test_meteor_equals_the_jar_for_a_corpus_and_for_each_report():
     assert found.score(found.counts)[5] == pytest.approx(1)
     low, high = found.bootstrap(100)
     assert low < found.value < high
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_an_interrupted_meteor_leaves_no_answers_for_the_next(monkeypatch):
+    class Interrupted:
+        def readline(self):
+            raise KeyboardInterrupt
+
+    before = meteor(HYPOTHESES, REFERENCES).value
+    monkeypatch.setattr(_meteor_jar().meteor_p, "stdout", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        meteor(REFERENCES, REFERENCES)
+    assert meteor(HYPOTHESES, REFERENCES).value == pytest.approx(before)
 
 
 def test_model_scores_say_what_to_install(monkeypatch):

@@ -5,10 +5,13 @@ gives every combination of average, set of observations and treatment of uncerta
 that code and papers use.
 
 0/0 (an observation positive in neither side, a report with nothing to find) is left out of a mean, as scikit-learn
-does with `zero_division=nan`; a score with nothing to count at all is NaN.
+does with `zero_division=nan`; a score with nothing to count at all is NaN. The code behind published numbers counts it
+as 0 (scikit-learn's default), which `CE_PRESETS` does too. It matters most for macro precision: who names one
+observation alone is measured on that one, or on all.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ _SETS = {"14": OBSERVATIONS, "5": TOP_FIVE}
 MEASURES = ("precision", "recall", "f1")
 AVERAGES = ("micro", "macro", "example")
 POLICIES = ("positive", "negative", "ignore")
+UNDEFINED = ("omit", "zero")
 
 
 class Cell(NamedTuple):
@@ -36,37 +40,43 @@ class Cell(NamedTuple):
     average: str = "micro"
     observations: str = "14"
     uncertain: str = "positive"
+    undefined: str = "omit"  # what becomes of 0/0
 
     def __str__(self) -> str:
-        return f"{self.measure} {self.average}-{self.observations}, uncertain {self.uncertain}"
+        zero = ", 0/0 as 0" if self.undefined == "zero" else ""
+        return f"{self.measure} {self.average}-{self.observations}, uncertain {self.uncertain}{zero}"
 
 
-# Who computes which cells. Where a source does not say, the choice is ours and the comment says so.
+# Who computes which cells, all with 0/0 as 0. Where a source does not say, the choice is ours and the comment says so.
 CE_PRESETS: dict[str, tuple[Cell, ...]] = {
     # R2Gen, compute_ce.py: blank and uncertain become 0; micro and macro over 14
-    "r2gen": tuple(Cell(m, a, "14", "negative") for a, m in product(("micro", "macro"), MEASURES)),
+    "r2gen": tuple(Cell(m, a, "14", "negative", "zero") for a, m in product(("micro", "macro"), MEASURES)),
     # f1chexbert and RadEval: uncertain counts as positive; micro and macro, 14 and 5
-    "f1chexbert": tuple(Cell("f1", a, o, "positive") for o, a in product(("14", "5"), ("micro", "macro"))),
-    # LLaVA-Rad's line of tables: micro and macro, 14 and 5, uncertain negative
-    "llava_rad": tuple(Cell("f1", a, o, "negative") for o, a in product(("14", "5"), ("micro", "macro"))),
-    # RGRG: example-based over 14 and micro over 5; its treatment of uncertain is R2Gen's here
+    "f1chexbert": tuple(Cell("f1", a, o, "positive", "zero") for o, a in product(("14", "5"), ("micro", "macro"))),
+    # LLaVA-Rad's line of tables: micro and macro, 14 and 5, once with uncertain negative, once positive
+    "llava_rad": tuple(
+        Cell("f1", a, o, policy, "zero")
+        for policy, o, a in product(("negative", "positive"), ("14", "5"), ("micro", "macro"))
+    ),
+    # RGRG's code: example-based over 14, where only positive counts; micro over 5 after Miura, uncertain positive
     "rgrg": (
-        *(Cell(m, "example", "14", "negative") for m in MEASURES),
-        *(Cell(m, "micro", "5", "negative") for m in MEASURES),
+        *(Cell(m, "example", "14", "negative", "zero") for m in MEASURES),
+        *(Cell(m, "micro", "5", "positive", "zero") for m in MEASURES),
     ),
     # The papers of this course. LLaVA-TA: macro over 14, uncertain not stated. TRRG: 14 labels, average and uncertain
     # not stated. R2GenCSR: precision, recall and F1, nothing stated and no code. RadSCR: nothing stated. Not stated is
     # read as in R2Gen's code (negative, macro) for the three that compare with its line of work, as in f1chexbert else.
-    "llava_ta": (Cell("f1", "macro", "14", "positive"),),
-    "trrg": tuple(Cell(m, "macro", "14", "negative") for m in MEASURES),
-    "r2gencsr": tuple(Cell(m, "macro", "14", "negative") for m in MEASURES),
-    "radscr": (Cell("f1", "micro", "14", "positive"),),
+    "llava_ta": (Cell("f1", "macro", "14", "positive", "zero"),),
+    "trrg": tuple(Cell(m, "macro", "14", "negative", "zero") for m in MEASURES),
+    "r2gencsr": tuple(Cell(m, "macro", "14", "negative", "zero") for m in MEASURES),
+    "radscr": (Cell("f1", "micro", "14", "positive", "zero"),),
 }
 
 
 def observation_labels(texts: Sequence[str]) -> np.ndarray:
     """(reports, 14) int8: 1 present, -1 uncertain, 0 absent or not mentioned, which F1 does not tell apart."""
-    return np.array([[label_report(text)[name] or 0 for name in OBSERVATIONS] for text in texts], dtype=np.int8)
+    labels = map(label_report, texts)
+    return np.array([[found[name] or 0 for name in OBSERVATIONS] for found in labels], dtype=np.int8)
 
 
 def clinical_score(
@@ -76,6 +86,7 @@ def clinical_score(
     average: str = "micro",
     observations: str = "14",
     uncertain: str = "positive",
+    undefined: str = "omit",
 ) -> Statistic:
     """One cell of the grid.
 
@@ -83,9 +94,10 @@ def clinical_score(
     average: "micro" (all decisions together), "macro" (mean over observations), "example" (mean over reports).
     observations: "14" or "5" (`TOP_FIVE`).
     uncertain: -1 counts as "positive" or "negative", or the decision is left out where either side is -1 ("ignore").
+    undefined: 0/0 is left out of a mean ("omit") or counts as 0 ("zero", scikit-learn's default).
     """
     check_pairs(hypotheses, references)
-    cell = Cell(measure, average, observations, uncertain)
+    cell = Cell(measure, average, observations, uncertain, undefined)
     return clinical_cells(observation_labels(hypotheses), observation_labels(references), [cell])[cell]
 
 
@@ -103,7 +115,7 @@ def clinical_f1(
 def clinical_grid(
     hypotheses: Sequence[str], references: Sequence[str], cells: Sequence[Cell] | None = None
 ) -> dict[Cell, Statistic]:
-    """All 54 cells, or the given ones (`CE_PRESETS["r2gen"]`); the texts are labelled once."""
+    """All 54 cells without 0/0, or the given ones (`CE_PRESETS["r2gen"]`); the texts are labelled once."""
     check_pairs(hypotheses, references)
     wanted = [Cell(*c) for c in product(MEASURES, AVERAGES, _SETS, POLICIES)] if cells is None else cells
     return clinical_cells(observation_labels(hypotheses), observation_labels(references), wanted)
@@ -121,6 +133,7 @@ def clinical_cells(hypotheses: np.ndarray, references: np.ndarray, cells: Sequen
 
 def _cell(hyp: np.ndarray, ref: np.ndarray, cell: Cell) -> Statistic:
     allowed = {"measure": MEASURES, "average": AVERAGES, "observations": tuple(_SETS), "uncertain": POLICIES}
+    allowed["undefined"] = UNDEFINED
     for option, values in allowed.items():
         _check(option, getattr(cell, option), values)
     columns = [OBSERVATIONS.index(name) for name in _SETS[cell.observations]]
@@ -131,6 +144,8 @@ def _cell(hyp: np.ndarray, ref: np.ndarray, cell: Cell) -> Statistic:
     hyp, ref = ((side != 0) if cell.uncertain == "positive" else (side == 1) for side in (hyp, ref))
     counts = np.stack([hyp & ref & known, hyp & ~ref & known, ~hyp & ref & known], axis=-1).astype(np.float64)
     score = _SCORE[cell.measure]
+    if cell.undefined == "zero":
+        score = partial(_zeroed, score)
     if cell.average == "micro":
         return Statistic(counts.sum(axis=1), score)
     if cell.average == "macro":
@@ -203,6 +218,11 @@ def recall(sums: np.ndarray) -> np.ndarray:
 
 
 _SCORE = {"precision": precision, "recall": recall, "f1": f1}
+
+
+def _zeroed(score: Callable[[np.ndarray], np.ndarray], sums: np.ndarray) -> np.ndarray:
+    """A score with 0/0 as 0."""
+    return np.nan_to_num(score(sums))
 
 
 class _Macro:

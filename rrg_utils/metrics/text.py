@@ -158,8 +158,10 @@ def meteor(hypotheses: Sequence[str], references: Sequence[str], preset: Preset 
         whole = (counts[:, 20] == 1) & (counts[:, 21:] == counts[:, :2]).all(axis=1)
         counts[whole, 20] = 0  # a perfect match in one piece is not fragmented: the jar adds no chunk for it
         return Statistic(counts, _meteor)
-    except (ValueError, OSError, IndexError) as error:  # the jar died and its answers are empty
-        _meteor_jar.cache_clear()
+    except BaseException as error:
+        _meteor_jar.cache_clear()  # interrupted, it still holds answers, which the next texts would be given
+        if not isinstance(error, ValueError | OSError | IndexError):  # the jar died and its answers are empty
+            raise
         raise RRGError("METEOR's jar gave no score: check that `java -version` works, or leave METEOR out") from error
 
 
