@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from rrg_utils.data import ABNORMALITIES, load_dataset
 from rrg_utils.errors import RRGError
 from rrg_utils.vision import comparison, cost
-from rrg_utils.vision.comparison import auroc, draws, macro
+from rrg_utils.vision.comparison import auroc, draws, macro, over_seeds
 from rrg_utils.vision.pretrain import ENCODERS
 
 RNG = np.random.default_rng(0)
@@ -44,13 +44,28 @@ def test_auroc_without_a_pair_is_nan_and_left_out_of_the_mean():
     assert np.isfinite(macro(truth, [logits], draws(60, 5))).all()
 
 
-def test_drawing_seeds_widens_the_interval():
-    truth, _ = example(400)
-    good, bad = (truth * d + RNG.normal(size=truth.shape) for d in (3, 0))
-    weights = draws(400, 300)
-    alone, both = macro(truth, [good, good], weights), macro(truth, [good, bad], weights)
-    assert both.std() > 3 * alone.std()
-    assert both.mean() == pytest.approx((macro(truth, [bad], weights).mean() + alone.mean()) / 2, abs=0.05)
+def test_macro_is_the_mean_of_the_classes_for_each_seed():
+    truth, logits = example()
+    weights = draws(60, 5)
+    found = macro(truth, [logits, -logits], weights)
+    np.testing.assert_allclose(found[0], auroc(truth, logits, weights).mean(1))
+    np.testing.assert_allclose(found[1], 1 - found[0])  # turned round
+
+
+def test_intervals_cover_seeds_and_studies():
+    """Of equal trainings only the studies' part is left; else 95 % of the intervals hold the true mean."""
+    truth, logits = example(400)
+    drawn = macro(truth, [logits] * 3, draws(400, 300))
+    half = np.ptp(np.percentile(drawn[0], [2.5, 97.5])) / 2
+    assert over_seeds([0.7] * 3, drawn) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        shift, seeds = draw.normal(), draw.normal(size=5)  # of the studies drawn, of five trainings
+        samples = (seeds + shift)[:, None] + draw.normal(size=(1, 400))
+        _, low, high = over_seeds(seeds + shift, samples)
+        held += low <= 0 <= high
+    assert 0.93 < held / 400 <= 1
 
 
 def test_shapes_that_do_not_fit_are_refused():

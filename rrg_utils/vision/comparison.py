@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rrg_utils.artifacts import cache_dir
-from rrg_utils.claims import RESULTS
+from rrg_utils.claims import RESULTS, combined
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.datasets import load_dataset
 from rrg_utils.errors import RRGError
@@ -177,11 +177,19 @@ def draws(studies: int, n: int = 1000, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(studies, np.full(studies, 1 / studies), size=n)
 
 
-def macro(truth: np.ndarray, logits: Sequence[np.ndarray], weights: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(R,) macro AUROC of an encoder in every bootstrap sample: studies drawn by `weights`, training seeds drawn too.
+def macro(truth: np.ndarray, logits: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """(S, R) macro AUROC of each training of an encoder in every bootstrap sample of the studies.
 
     logits: one (N, C) per training seed. Classes without a pair in a sample are left out of its mean.
     """
-    each = np.stack([np.nanmean(auroc(truth, one, weights), axis=1) for one in logits], axis=1)
-    chosen = np.random.default_rng([7, seed]).integers(len(logits), size=each.shape)
-    return np.take_along_axis(each, chosen, axis=1).mean(1)
+    return np.stack([np.nanmean(auroc(truth, one, weights), axis=1) for one in logits])
+
+
+def over_seeds(values: Sequence[float], samples: np.ndarray) -> tuple[float, float, float]:
+    """The mean over training seeds of a value (S,), and its 95 % interval over seeds and studies.
+
+    `samples` (S, R): the value of each seed in every bootstrap sample. The two parts are joined as those of all claims
+    are (`claims.combined`); drawing seeds anew as well would not do, since five show too little of their spread.
+    """
+    ends = np.percentile(samples, [2.5, 97.5], axis=1).T
+    return combined([(float(value), float(low), float(high)) for value, (low, high) in zip(values, ends, strict=True)])
