@@ -4,6 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
+from tiny_llm import make_llm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rrg_utils.data.cohort import cohort
@@ -92,6 +94,29 @@ def test_folder_without_a_model(tmp_path):
     with pytest.raises(RRGError, match=r"cannot load language model .*: check that the folder holds") as error:
         load_llm(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_whose_weights_are_not_whole(tmp_path):
+    """Cut files, files of another size, and files that lack a matrix, which would be random."""
+    name = make_llm(tmp_path / "llm", ["The heart is normal.", "No effusion."])
+    file = tmp_path / "llm" / "model.safetensors"
+    whole = file.read_bytes()
+    weights = load_file(file)
+    lacking = {key: value for key, value in weights.items() if "down_proj" not in key}
+    narrow = {key: value[..., :3].contiguous() if "down_proj" in key else value for key, value in weights.items()}
+    for content in (
+        b"",
+        b"{",
+        whole[: len(whole) // 2],
+        save(lacking, {"format": "pt"}),
+        save(narrow, {"format": "pt"}),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(RRGError, match=r"language model .*check that") as error:
+            load_llm(name)
+        assert "\n" not in str(error.value)
+    file.write_bytes(whole)
+    assert load_llm(name)
 
 
 def test_rank_of_lora():

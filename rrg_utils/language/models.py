@@ -22,6 +22,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -147,7 +148,12 @@ def load_llm(
         )
     if device_map is not None or device.type != "cpu":  # straight to where it belongs, not through main memory
         options["device_map"] = device_map or {"": device}
-    model = _loaded(base, source, AutoModelForCausalLM, **options)
+    model, found = _loaded(base, source, AutoModelForCausalLM, output_loading_info=True, **options)
+    if found["missing_keys"]:  # they would be random
+        raise RRGError(
+            f"language model {name} lacks weights, such as {min(found['missing_keys'])}: "
+            "check that they are those of a causal language model with this config, and whole"
+        )
 
     model.requires_grad_(False)
     if checkpointing:
@@ -221,7 +227,10 @@ def _loaded(name: str, source: Path | str, what: type, **options):
     try:
         with no_bars() if isinstance(source, Path) else nullcontext():  # a download is worth a bar
             return what.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except torch.OutOfMemoryError as error:
+        need = need_by_name(name)
+        raise RRGError(f"no room on the GPU for language model {name}{need}: load it with :4bit, or free it") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "check that the folder holds a causal language model with config, weights and tokenizer"
         if isinstance(source, str):
