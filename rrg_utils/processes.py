@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+import joblib
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
@@ -18,8 +20,9 @@ _alone: ContextVar[str | None] = ContextVar("alone", default=None)
 
 
 def cores() -> int:
-    """Processor cores that this process may use: a container or a scheduler often gives fewer than the machine has."""
-    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    """Processor cores that this process may use: a container (by its quota) or a scheduler (by affinity) often gives
+    fewer than the machine has."""
+    return joblib.cpu_count()
 
 
 def count() -> int:

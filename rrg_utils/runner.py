@@ -337,12 +337,15 @@ def _results(job: _Job) -> Path:
 
 
 def _is_up_to_date(job: _Job, profile: str, source: str) -> bool:
-    """Whether it was run from the same, and its measurements are where they are wanted or in the course's results."""
+    """Whether it was run from the same, and its measurements (still) are where they are wanted or in the course's
+    results."""
     if not job.result.exists():
         return False
     record = _recorded(job.result.with_suffix(".json"))
     for kept in (job.measurements, _results(job)):
         if record.get("measurements") == str(kept):
+            if not all((kept / name).exists() for name in record.get("measured", ())):
+                return False
             return record.get("key") == _run_key(replace(job, measurements=kept), profile, source)
     return False
 
@@ -355,6 +358,7 @@ def _bring_up_to_date(
         say(f"{label} ... up to date -> {show(job.result)}")
         return
     key = _run_key(job, profile, source)  # of what it finds: by its end others may have recorded
+    start = time.time()
     with _environment(RRG_RECORD=str(job.measurements.absolute())):  # for the kernel: see `claims.record`
         seconds = _execute(job.path, job.result, job.parameters, label, job.notebook)
     record = {
@@ -362,9 +366,16 @@ def _bring_up_to_date(
         "parameters": job.parameters,
         "seconds": round(seconds),
         "measurements": str(job.measurements),
+        "measured": _files_since(start, job.measurements),
     }
     write_atomically(job.result.with_suffix(".json"), json.dumps(record, indent=1))
     say(f"{label} ... ok {seconds:.0f} s -> {show(job.result)}")
+
+
+def _files_since(start: float, folder: Path) -> list[str]:
+    """Names of the files below a folder that were written since."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime >= start)
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 @contextmanager

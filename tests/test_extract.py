@@ -125,6 +125,20 @@ def test_an_unreadable_film_is_a_row_of_nan_with_its_reason(root, alone):
     assert tokens.unreadable["011"].startswith(f"{root / '011.png'}: damaged picture")
 
 
+def test_what_was_unreadable_before_a_stop_and_is_mended_is_not_told(root, tmp_path):
+    for path in root.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    folder = tmp_path / "features"
+    run(tmp_path, folder)
+    (shard,) = (path for path in folder.glob("tokens-*.npy") if np.isnan(np.load(path)).any())
+    shard.unlink()  # as if the run had been killed before it was written
+    write_png(tmp_path / "011.png", film(11))
+    run(tmp_path, folder)
+    tokens = Tokens(folder)
+    assert not tokens.unreadable
+    assert not np.isnan(tokens[:]).any()
+
+
 def test_rows_by_slice_and_array(alone):
     tokens = Tokens(alone)
     whole = np.concatenate([np.load(path) for path in sorted(alone.glob("*.npy"))])

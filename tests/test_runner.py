@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -210,6 +211,29 @@ def put(course, name, value):
     path = course / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"effect": value}))
+
+
+def test_a_run_whose_measurements_are_gone_is_made_again(course, monkeypatch):
+    write_notebook(course / "notebooks" / "02_second.ipynb", "seed = 0", ["claims.record(seed)"])
+    ran = []
+
+    def execute(path, result, parameters, label, notebook):
+        if path.stem == "02_second":
+            found = Path(os.environ["RRG_RECORD"]) / "trrg.dci_helps" / "cpu-seed0.json"
+            found.parent.mkdir(parents=True, exist_ok=True)
+            found.write_text("{}")
+        ran.append(path.stem)
+        nbformat.write(notebook, result)
+        return 0.0
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    runner.run(say=lambda line: None)
+    ran.clear()
+    runner.run(say=lambda line: None)
+    assert ran == []
+    (course / "runs" / "cpu" / "results" / "trrg.dci_helps" / "cpu-seed0.json").unlink()
+    runner.run(say=lambda line: None)
+    assert ran == ["02_second"]
 
 
 def test_new_results_make_old_what_shows_them(measuring):

@@ -99,8 +99,11 @@ def _make(folder: Path, number: int, items: list[tuple[str, Path]], model: nn.Mo
             tokens = model(films.nan_to_num().to(device)).tokens.half().cpu()
             tokens[bad] = torch.nan
             parts.append(tokens.numpy())
+    told = folder / f"unreadable-{number:05}.txt"
     if faults:
-        _write(folder / f"unreadable-{number:05}.txt", "".join(sorted(faults)))
+        _write(told, "".join(sorted(faults)))
+    else:
+        told.unlink(missing_ok=True)  # of a run that was stopped here, before an image was mended
     _write(_name(folder, number), lambda file: np.save(file, np.concatenate(parts)))
 
 
