@@ -52,6 +52,7 @@ from rrg_utils.metrics.statistics import Statistic, holm, mean, paired_differenc
 from rrg_utils.readers import Reader, System, Told, system
 from rrg_utils.systems import aggregate
 from rrg_utils.vision import segmentation
+from rrg_utils.vision.features import weights_hash
 
 COUNTED = ("fact F1", "CE F1", "film F1")  # with counts for every report: these can be tested in pairs
 FILMS = ("black", "another")
@@ -140,6 +141,8 @@ def _key(it: System, seed: int, profile: str) -> str:
         "longest": it.longest and readers.parameters(it.notebook, profile)[it.longest],
         "model": model,
         "films": load_dataset("phantom", "test", config.size).films.key,
+        "encoder": weights_hash(config.encoder, config.size),
+        "texts": [load_dataset("phantom", split, config.size).texts for split in ("train", "val", "test")],
         "sizes": list(how),
     }
     return key_of("bench", inputs, _CODE)
@@ -284,7 +287,8 @@ def without(report: Report, finding: str) -> Report:
 def counterfactual(
     reader: Reader, data: PhantomDataset, texts: Sequence[str], limit: int, resamples: int = 1000
 ) -> dict:
-    """Does the naming of a finding die with the finding? Shares over findings, with intervals over findings.
+    """Does the naming of a finding die with the finding? Shares over findings, with intervals over studies, whose
+    findings share a film and a first report.
 
     "died": of the findings taken out, those that the new report no longer asserts. "others stay": of the other true
     findings that the first report named, those that the new one still does. "excess": died - (1 - others stay).
@@ -297,11 +301,11 @@ def counterfactual(
     drawn = [case.without for case in found]
     films = np.stack([np.round(renderer.render(report).image * 255).astype(np.uint8) for report in drawn])
     again = write(reader, films, Told(drawn, [data.reports[case.row] for case in found]))
-    rows = []
+    counts = np.zeros((len(data), 4))
     for case, said in zip(found, again, strict=True):
         named = {fact.name for fact in asserted_facts(said)}
-        rows.append((case.finding not in named, 1, len(case.others & named), len(case.others)))
-    counts = np.array(rows, float)
+        counts[case.row] += case.finding not in named, 1, len(case.others & named), len(case.others)
+    counts = counts[counts[:, 1] > 0]
     return {
         "findings": len(found),
         "died": _valued(Statistic(counts, _died), resamples),
@@ -353,7 +357,7 @@ def speed(reader: Reader, data: PhantomDataset, count: int) -> dict:
         "reports per second": count / seconds,
         "timed reports": count,
         "threads": torch.get_num_threads(),
-        "device": "cpu",  # readers leave models where they are loaded
+        "device": reader.device,
         "peak memory MB": peak_memory(),
     }
 

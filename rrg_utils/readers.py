@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
+from torch.nn import Module
 
 from rrg_utils import runner
 from rrg_utils.artifacts import key_of, only_from_cache
@@ -57,9 +58,16 @@ class Reader:
     """A system ready to write. `size`: pixels a side of its films; `parameters`: how many weights were trained."""
 
     parameters: int = 0
+    model: Module | None = None  # what writes; it is left where it was loaded
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    @property
+    def device(self) -> str:
+        """The kind of device that writes: "cpu", "cuda"."""
+        weights = self.model.parameters() if self.model is not None else ()
+        return next((weight.device.type for weight in weights), "cpu")
 
     def write(self, films: np.ndarray, told: Told | None = None) -> list[GeneratedReport]:
         """A report with its evidence for each film (N, size, size) uint8. The same films give the same reports.
