@@ -26,6 +26,7 @@ import numpy as np
 
 from rrg_utils.data.datasets import Films
 from rrg_utils.errors import RRGError
+from rrg_utils.files import write_all
 from rrg_utils.vision.features import film_tokens
 
 _CHUNK = 65_536
@@ -169,7 +170,6 @@ class StudyIndex:
             data = faiss.serialize_index(self.index).tobytes()
         except RuntimeError as error:
             raise RRGError("joined parts are not saved as one: save each part") from error
-        (folder / "index.faiss").write_bytes(data)
         card = {
             "source": self.source,
             "width": self.width,
@@ -177,7 +177,7 @@ class StudyIndex:
             "ids": self.ids,
             "reports": self.reports,
         }
-        (folder / "studies.json").write_text(json.dumps(card))
+        write_all({folder / "index.faiss": data, folder / "studies.json": json.dumps(card)})
 
     @classmethod
     def load(cls, folder: Path | str, source: str, width: int | None = None) -> "StudyIndex":

@@ -424,3 +424,12 @@ def test_a_model_of_another_kind_is_named(config, tmp_path):
     file.write_text(file.read_text().replace('"model": "narrative"', '"model": "TA"'))
     with pytest.raises(RRGError, match="does not fit this version: see classifier"):
         LlavaTA.load(tmp_path)
+
+
+def test_a_model_of_another_shape_is_named(config, tmp_path):
+    LlavaTA(replace(config, lora_rank=2)).save(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"lora_rank": 2', '"lora_rank": 4'))
+    with pytest.raises(RRGError, match=r"does not fit its config\.json: size mismatch") as error:
+        LlavaTA.load(tmp_path)
+    assert "\n" not in str(error.value)

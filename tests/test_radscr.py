@@ -400,8 +400,9 @@ def test_what_is_saved_comes_back(model, examples, tmp_path):
     with pytest.raises(RRGError, match="no RadSCR in"):
         RadSCR.load(tmp_path / "nowhere")
     (tmp_path / "radscr.json").write_text((tmp_path / "radscr.json").read_text().replace('"width": 16', '"width": 8'))
-    with pytest.raises(RRGError, match="does not fit this version"):
+    with pytest.raises(RRGError, match="does not fit this version") as error:
         RadSCR.load(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_training_is_deterministic(config, library, examples):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_llm import make_llm
 
+from rrg_utils import artifacts
+from rrg_utils.data import datasets
 from rrg_utils.language.models import folder_digest
 from rrg_utils.systems import stored
 from rrg_utils.systems.narrative import NarrativeConfig
@@ -46,6 +48,19 @@ def test_other_weights_in_the_same_folder_are_another_entry(trained, tmp_path):
     (tmp_path / "llm").rename(tmp_path / "moved")
     assert folder_digest(str(tmp_path / "moved")) == inputs["language model weights"], "the name is in the key as it is"
     assert len(made) == 2
+
+
+def test_other_films_or_texts_are_another_entry(trained, tmp_path, monkeypatch):
+    """When the code that draws films changes, they are made anew: a system that was trained on others is not used."""
+    make, made = trained
+    llm = make_llm(tmp_path / "llm", ["The heart is enlarged."])
+    first, _ = make(llm)
+    for name, other in (("DRAWING", datasets.DRAWING[1:]), ("_texts", artifacts)):
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, name, other)
+            assert make(llm)[0] != first
+    assert make(llm)[0] == first
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("name", ["tiny", "smoke", "smollm2", "smollm2:checkpointing", "org/model-7b:4bit"])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SOURCES = ("phantom", "iu_xray", "mimic_cxr")
 SPLITS = ("train", "val", "test")
 CELLS = 16  # dense targets are kept on a grid of 16 x 16 cells
+DRAWING = [anatomy, hospitals, lesions, priors, phantom, abnormalities, mesh]  # the code that draws films
 _CHUNK = 64
 
 
@@ -100,7 +101,7 @@ def render_films(
         lambda folder: _render(
             folder, studies, PhantomRenderer(size, conspicuity, anatomy.PATIENTS, hospital), view, seed, progress
         ),
-        code=[anatomy, hospitals, lesions, priors, phantom, abnormalities, mesh],
+        code=DRAWING,
         resume=True,
     )
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "lesions", "regions"))

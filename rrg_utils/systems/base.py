@@ -104,7 +104,11 @@ class ReportGenerator(nn.Module):
         except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise RRGError(f"no {cls.__name__} in {folder}: {error}") from error
         model = cls(config)
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        try:
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:  # of other shapes
+            reason = str(error).splitlines()[-1].strip()
+            raise RRGError(f"the {cls.__name__} in {folder} does not fit its config.json: {reason}") from error
         wrong = unexpected + [key for key in missing if not _frozen(key)]
         if wrong:
             raise RRGError(f"the {cls.__name__} in {folder} does not fit this version: see {wrong[0]}")

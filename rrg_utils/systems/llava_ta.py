@@ -53,9 +53,8 @@ from rrg_utils.systems import base, projector, stored
 from rrg_utils.systems.base import GeneratedReport, ReportGenerator, in_parallel, loss_on
 from rrg_utils.systems.projector import Alignment, FilmProjector, aligned, aligned_projector
 from rrg_utils.training import FitOptions, History, fit
-from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision import segmentation
-from rrg_utils.vision.features import encode, film_tokens, weights_hash
+from rrg_utils.vision.features import ENCODING, encode, film_tokens, weights_hash
 from rrg_utils.vision.pretrain import load_encoder
 from rrg_utils.vision.segmentation import SegmentationConfig, masked, predicted_masks, true_masks
 
@@ -474,7 +473,7 @@ def segmented(
         "areas": [list(area) for area in AREAS] if config.masks == "wrong" else None,
         "weights": weights_hash(config.encoder, config.size),
     }
-    folder = artifact("segmented-tokens", inputs, make, code=[_encoder])
+    folder = artifact("segmented-tokens", inputs, make, code=ENCODING)
     tokens = np.load(folder / "tokens.npy", mmap_mode="r")
     return dict(zip(pairs, tokens, strict=True))
 

@@ -676,7 +676,8 @@ class RadSCR(nn.Module):
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise RRGError(f"the RadSCR in {folder} does not fit this version: {error}") from error
+            reason = str(error).splitlines()[-1].strip()
+            raise RRGError(f"the RadSCR in {folder} does not fit this version: {reason}") from error
         return model.eval()
 
 

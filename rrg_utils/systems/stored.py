@@ -10,8 +10,11 @@ from typing import Protocol
 
 import torch
 
-from rrg_utils.artifacts import artifact
-from rrg_utils.data.datasets import indiana
+from rrg_utils.artifacts import artifact, key_of
+from rrg_utils.data import annotation
+from rrg_utils.data import reports as _texts
+from rrg_utils.data.datasets import DRAWING, indiana
+from rrg_utils.labels import mentions
 from rrg_utils.language.models import folder_digest
 from rrg_utils.processes import is_main_process
 from rrg_utils.systems.base import GeneratedReport
@@ -38,8 +41,8 @@ def training(
 
     `train(folder)` gives the model and how its training went; its checkpoints lie in `folder`, so that a killed
     training goes on. The key is made of the configuration (a dataclass with `encoder` and `size`), the cohort, the
-    encoder's weights, those of a language model in a folder of one's own, `more` and `code`. In several processes
-    (`accelerate launch`) all train and the main one writes.
+    encoder's weights, those of a language model in a folder of one's own, `more`, `code`, and the code that makes films
+    and texts. In several processes (`accelerate launch`) all train and the main one writes.
     """
 
     def make(folder: Path) -> None:
@@ -50,11 +53,16 @@ def training(
             (folder / _HISTORY).write_text(json.dumps(history and asdict(history)))
             shutil.rmtree(folder / "fit", ignore_errors=True)
 
-    inputs = asdict(config) | {"cohort": indiana().digest, "encoder weights": _weights(config)} | more
+    inputs = asdict(config) | {"cohort": indiana().digest, "encoder weights": _weights(config)} | _data() | more
     llm = getattr(config, "llm", None)
     if llm is not None and (digest := folder_digest(llm)):
         inputs["language model weights"] = digest
     return artifact(kind, inputs, make, code=code, resume=True, together=True)
+
+
+def _data() -> dict[str, str]:
+    """A hash of the code that films and texts come from, which trained systems and their reports are made of."""
+    return {"data code": key_of("data", {}, [*DRAWING, _texts, annotation, mentions])}
 
 
 def _weights(config) -> str | None:
@@ -75,7 +83,7 @@ def writing(
     def make(folder: Path) -> None:
         (folder / _REPORTS).write_text(json.dumps(write()))
 
-    return artifact(kind, inputs, make, code=code)
+    return artifact(kind, {**inputs, **_data()}, make, code=code)
 
 
 def reports(folder: Path) -> list[GeneratedReport]:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from rrg_utils.artifacts import artifact, key_of
 from rrg_utils.data.datasets import Films
 from rrg_utils.errors import RRGError
 from rrg_utils.files import array_on_disk
+from rrg_utils.vision import controls, mamba, pretrained, scan
 from rrg_utils.vision import encoder as _encoder
-from rrg_utils.vision import pretrained
 from rrg_utils.vision.encoder import as_films
 from rrg_utils.vision.pretrain import WEIGHTS, load_encoder
 
 _BATCH = 64
+ENCODING = [_encoder, controls, mamba, scan]  # the code that makes tokens of films
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def film_tokens(films: Films, name: str = "swin", size: int = 128, progress: boo
         out.flush()
 
     inputs = {"films": films.key, "weights": weights_hash(name, size)}
-    folder = artifact("tokens", inputs, make, code=[_encoder])
+    folder = artifact("tokens", inputs, make, code=ENCODING)
     return np.load(folder / "tokens.npy", mmap_mode="r")
 
 
@@ -81,8 +81,3 @@ def merge_tokens(tokens: torch.Tensor, factor: int = 2) -> torch.Tensor:
         side += short
     blocks = tokens.reshape(batch, side // factor, factor, side // factor, factor, width)
     return blocks.permute(0, 1, 3, 2, 4, 5).reshape(batch, (side // factor) ** 2, width * factor**2)
-
-
-def take(tokens: Sequence | np.ndarray, indices: Sequence[int]) -> torch.Tensor:
-    """Rows of a memory-mapped array as a float32 tensor."""
-    return torch.from_numpy(np.asarray(tokens[np.asarray(indices)], dtype=np.float32))
