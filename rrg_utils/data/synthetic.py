@@ -28,7 +28,8 @@ _EXCLUSIVE = (
 def balanced_studies(
     train: Sequence[Report], count: int, seed: int = 0, findings: Sequence[float] = AS_REPORTED
 ) -> list[Report]:
-    """`count` reports without text whose annotations draw every class of `ABNORMALITIES` equally often.
+    """`count` reports without text whose annotations draw every class of `ABNORMALITIES` equally often, but
+    for those that exclude another: of two in one study the later in the alphabet is left out, mostly hypoinflation.
 
     Within a class, an annotation is drawn as often as the training split has it; a left- or right-sided one is
     mirrored half of the time, so that a side never tells the finding. `findings`: see `AS_REPORTED`.
