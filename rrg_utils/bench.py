@@ -378,19 +378,21 @@ def peak_memory() -> float:
 # --- all systems ------------------------------------------------------------------------------------------------------
 
 
-def runs(profile: str = "cpu") -> dict[str, list[dict]]:
+def runs(profile: str = "cpu", results: Path | None = None) -> dict[str, list[dict]]:
     """system -> its kept measurements in order of seed, systems in the order of `SYSTEMS`. RRGError if there are none,
-    or if they are not of the same films."""
+    or if they are not of the same films. `results` None: the course's."""
     found: dict[str, list[dict]] = {}
     for name in readers.SYSTEMS:
-        paths = (folder() / name).glob(f"{profile}-seed*.json")
+        paths = (folder(results) / name).glob(f"{profile}-seed*.json")
         kept = sorted((_read(path) for path in paths), key=lambda run: run["seed"])
         if kept:
             found[name] = kept
     if not found:
         raise RRGError(f"nothing is measured at the profile {profile}: rrg bench --commit --profile {profile} does it")
     if len({(run["films"], run["studies"]) for kept in found.values() for run in kept}) > 1:
-        raise RRGError("results/bench/ mixes films or numbers of studies: make them alike with rrg bench --commit")
+        raise RRGError(
+            f"{runner.show(folder(results))} mixes films or numbers of studies: make them alike with rrg bench --commit"
+        )
     return found
 
 
@@ -421,19 +423,26 @@ _COLUMNS = {  # column -> where it is kept; what has an interval gets columns "l
 }
 
 
-def table(profile: str = "cpu") -> list[dict]:
+def table(profile: str = "cpu", results: Path | None = None) -> list[dict]:
     """One row per measured system, for `pandas.DataFrame`: `system`, `title`, `seeds` and all that was measured.
 
     A value is the mean over training seeds, with " sd" between them where there are several; " low" and " high" are the
     means of the seeds' 95 % intervals, so they speak of the spread between test reports (or findings) for one training,
     not of that between trainings. NaN where a system has no such value (no METEOR without Java, no training, no finding
-    named).
+    named). `results`: see `runs`.
     """
     return [
         {"system": name, "title": kept[0]["title"], "seeds": len(kept), "studies": kept[0]["studies"]}
         | {column: value for at in _COLUMNS.items() for column, value in _cells(*at, kept).items()}
-        for name, kept in runs(profile).items()
+        for name, kept in runs(profile, results).items()
     ]
+
+
+def again(profile: str = "cpu") -> list[dict]:
+    """The `table` of the run in `results/rerun`, which made everything but the image encoders once more; empty where
+    that run measured nothing at the profile."""
+    results = claims.RESULTS / "rerun"
+    return table(profile, results) if any(folder(results).glob(f"*/{profile}-seed*.json")) else []
 
 
 def _cells(column: str, place: Sequence[str], kept: Sequence[dict]) -> dict[str, float]:
