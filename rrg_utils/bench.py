@@ -391,7 +391,7 @@ def runs(profile: str = "cpu", results: Path | None = None) -> dict[str, list[di
         raise RRGError(f"nothing is measured at the profile {profile}: rrg bench --commit --profile {profile} does it")
     if len({(run["films"], run["studies"]) for kept in found.values() for run in kept}) > 1:
         raise RRGError(
-            f"{runner.show(folder(results))} mixes films or numbers of studies: make them alike with rrg bench --commit"
+            f"{runner.show(folder(results))} mixes films or numbers of studies: measure them alike (rrg bench --commit)"
         )
     return found
 
@@ -427,7 +427,7 @@ def table(profile: str = "cpu", results: Path | None = None) -> list[dict]:
     """One row per measured system, for `pandas.DataFrame`: `system`, `title`, `seeds` and all that was measured.
 
     A value is the mean over training seeds, with " sd" between them where there are several; " low" and " high" are the
-    means of the seeds' 95 % intervals, so they speak of the spread between test reports (or findings) for one training,
+    means of the seeds' 95 % intervals, so they speak of the spread between test reports for one training,
     not of that between trainings. NaN where a system has no such value (no METEOR without Java, no training, no finding
     named). `results`: see `runs`.
     """
@@ -440,9 +440,13 @@ def table(profile: str = "cpu", results: Path | None = None) -> list[dict]:
 
 def again(profile: str = "cpu") -> list[dict]:
     """The `table` of the run in `results/rerun`, which made everything but the image encoders once more; empty where
-    that run measured nothing at the profile."""
+    that run measured nothing at the profile, or nothing on the films of `runs`."""
     results = claims.RESULTS / "rerun"
-    return table(profile, results) if any(folder(results).glob(f"*/{profile}-seed*.json")) else []
+    if not any(folder(results).glob(f"*/{profile}-seed*.json")):
+        return []
+    first, second = (next(iter(runs(profile, of).values()))[0] for of in (None, results))
+    same = (first["films"], first["studies"]) == (second["films"], second["studies"])
+    return table(profile, results) if same else []
 
 
 def _cells(column: str, place: Sequence[str], kept: Sequence[dict]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import nbformat
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_course import write_course
@@ -189,6 +190,43 @@ def test_a_report_that_changes_at_random_has_no_excess(drawn_studies):
     assert (found["died"]["value"], found["others stay"]["value"], found["excess"]["value"]) == (1, 0, 0)
 
 
+def test_findings_of_one_study_are_one_unit(study, made):
+    """Four studies of which all findings die, or none: the interval is that of four, however many findings each has."""
+    lines = ("Cardiomegaly", "Scoliosis", "Pneumothorax/right", "Kyphosis")
+    reports = [study(*lines, id=f"{number}") for number in range(4)]
+    data, reader = Data(reports), baseline(BaselineReader.template)
+    texts = bench.write(reader, data.images, Told(reports, reports))
+
+    class Half(BaselineReader):
+        def reports(self, films, told):
+            kept = {report.id: text for report, text in zip(reports, texts, strict=True) if report.id in "01"}
+            return [readers.GeneratedReport(kept.get(of.id, ""), {}) for of in told.asked]
+
+    found = counterfactual(Half(BaselineConfig(), None), data, texts, 20, 500)
+    assert (found["findings"], found["died"]["value"]) == (16, 0.5)
+    draws = np.random.default_rng(0).choice([0, 0, 1, 1], (20_000, 4)).mean(1)  # 16 units: 0.25 to 0.75
+    assert (found["died"]["low"], found["died"]["high"]) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.01)
+
+
+def test_other_texts_or_another_encoder_are_measured_again(monkeypatch):
+    nearest = readers.system("nearest")
+    before = bench._key(nearest, 0, "smoke")
+    assert bench._key(nearest, 0, "smoke") == before
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "weights_hash", lambda *_: "other")
+        assert bench._key(nearest, 0, "smoke") != before
+    with monkeypatch.context() as patch:
+        patch.setattr("rrg_utils.data.datasets.clean", lambda text, *_: text.lower())
+        assert bench._key(nearest, 0, "smoke") != before
+
+
+def test_the_device_is_where_the_weights_are():
+    reader = BaselineReader(BaselineConfig(), None)
+    assert reader.device == "cpu"
+    reader.model = torch.nn.Linear(2, 2, device="meta")
+    assert reader.device == "meta"
+
+
 def test_without_takes_out_one_finding_and_its_like(study):
     report = study("Calcified Granuloma/lung", "Calcinosis/hilum", "Cardiomegaly")
     assert present(without(report, "granuloma").mesh) == ("cardiomegaly",)
@@ -327,6 +365,8 @@ def test_table_and_pairs(tmp_path, monkeypatch):
     assert again() == []
     keep(tmp_path / "rerun", "trrg", 0, bad, 0.9)
     assert [(row["system"], row["BLEU-4"]) for row in again()] == [("trrg", pytest.approx(0.9))]
+    keep(tmp_path / "rerun", "trrg", 0, bad, 0.9, films="other")
+    assert again() == []
     first = rows["trrg"]
     assert [first[f"BLEU-4{x}"] for x in ("", " low", " high")] == pytest.approx([0.5, 0.4, 0.6])
     assert first["BLEU-4 sd"] == pytest.approx(0.2 / 2**0.5)

@@ -55,12 +55,12 @@ def test_other_films_or_texts_are_another_entry(trained, tmp_path, monkeypatch):
     make, made = trained
     llm = make_llm(tmp_path / "llm", ["The heart is enlarged."])
     first, _ = make(llm)
-    for name, other in (("DRAWING", datasets.DRAWING[1:]), ("_texts", artifacts)):
+    for name, other in (("DRAWING", datasets.DRAWING[1:]), ("ENCODING", []), ("_texts", artifacts)):
         with monkeypatch.context() as patch:
             patch.setattr(stored, name, other)
             assert make(llm)[0] != first
     assert make(llm)[0] == first
-    assert len(made) == 3
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize("name", ["tiny", "smoke", "smollm2", "smollm2:checkpointing", "org/model-7b:4bit"])

@@ -120,7 +120,7 @@ def load_llm(
     The last two can also be said in the name: "org/model:4bit:checkpointing".
 
     Raises RRGError, before any weight is read, when there is no such model or no memory for it, its tokenizer lacks
-    what prompts need, or 4 bits are asked for where they cannot be had.
+    what prompts need, or 4 bits are asked for where they cannot be had; after reading, when weights are missing.
     """
     name = str(name)
     base, switches = switches_of(name)

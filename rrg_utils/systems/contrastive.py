@@ -40,7 +40,7 @@ from rrg_utils.systems.projector import Alignment, alignment_studies
 from rrg_utils.training import FitOptions, History, fit
 from rrg_utils.vision import encoder as _encoder
 from rrg_utils.vision.encoder import as_films
-from rrg_utils.vision.features import encode, film_tokens
+from rrg_utils.vision.features import ENCODING, encode, film_tokens
 from rrg_utils.vision.pretrain import load_encoder
 from rrg_utils.vision.pretrained import is_foreign
 
@@ -281,5 +281,5 @@ def tokens(films: Films, config: ContrastConfig, count: int | None = None) -> np
         np.save(folder / "tokens.npy", encode(trained(config).encoder.to(default_device()), films.images[:count]))
 
     inputs = {"films": films.key, "count": count, "model": source.name}
-    folder = artifact("contrast-tokens", inputs, make, code=[_encoder])
+    folder = artifact("contrast-tokens", inputs, make, code=ENCODING)
     return np.load(folder / "tokens.npy", mmap_mode="r")

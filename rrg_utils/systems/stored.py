@@ -19,7 +19,7 @@ from rrg_utils.language.models import folder_digest
 from rrg_utils.processes import is_main_process
 from rrg_utils.systems.base import GeneratedReport
 from rrg_utils.training import History
-from rrg_utils.vision.features import weights_hash
+from rrg_utils.vision.features import ENCODING, weights_hash
 
 _HISTORY, _REPORTS = "history.json", "reports.json"
 
@@ -41,8 +41,8 @@ def training(
 
     `train(folder)` gives the model and how its training went; its checkpoints lie in `folder`, so that a killed
     training goes on. The key is made of the configuration (a dataclass with `encoder` and `size`), the cohort, the
-    encoder's weights, those of a language model in a folder of one's own, `more`, `code`, and the code that makes films
-    and texts. In several processes (`accelerate launch`) all train and the main one writes.
+    encoder's weights, those of a language model in a folder of one's own, `more`, `code`, and the code that makes
+    films, tokens and texts. In several processes (`accelerate launch`) all train and the main one writes.
     """
 
     def make(folder: Path) -> None:
@@ -61,8 +61,8 @@ def training(
 
 
 def _data() -> dict[str, str]:
-    """A hash of the code that films and texts come from, which trained systems and their reports are made of."""
-    return {"data code": key_of("data", {}, [*DRAWING, _texts, annotation, mentions])}
+    """A hash of the code that films, tokens and texts come from: trained systems and their reports are made of them."""
+    return {"data code": key_of("data", {}, [*DRAWING, *ENCODING, _texts, annotation, mentions])}
 
 
 def _weights(config) -> str | None:

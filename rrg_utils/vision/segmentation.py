@@ -29,7 +29,7 @@ from rrg_utils.artifacts import artifact
 from rrg_utils.data import anatomy, lesions, phantom
 from rrg_utils.data.abnormalities import ABNORMALITIES
 from rrg_utils.data.anatomy import REGIONS
-from rrg_utils.data.datasets import PhantomDataset, indiana, load_dataset
+from rrg_utils.data.datasets import DRAWING, PhantomDataset, indiana, load_dataset
 from rrg_utils.device import default_device
 from rrg_utils.errors import RRGError
 from rrg_utils.processes import is_main_process
@@ -201,7 +201,7 @@ def trained(config: SegmentationConfig = SegmentationConfig()) -> UNet:
     return model.to(default_device()).eval()
 
 
-_CODE = [sys.modules[__name__], anatomy, lesions, phantom, training]
+_CODE = [sys.modules[__name__], *DRAWING, training]
 
 
 def _trained_folder(config: SegmentationConfig) -> Path:
