@@ -1,6 +1,7 @@
 """A course of two tiny notebooks, for tests of the runner and the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,5 +69,12 @@ def rrg(root: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
 def start_rrg(root: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "rrg_utils.cli", *arguments]
     return subprocess.Popen(
-        command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=root,
+        env=environment(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts with & ignores Ctrl-C, and so would its children: a test run in the background too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
