@@ -56,6 +56,7 @@ from rrg_utils.vision.features import weights_hash
 
 COUNTED = ("fact F1", "CE F1", "film F1")  # with counts for every report: these can be tested in pairs
 FILMS = ("black", "another")
+FEWEST = 10  # studies for an interval over studies
 
 
 class Sizes(NamedTuple):
@@ -292,7 +293,8 @@ def counterfactual(
 
     "died": of the findings taken out, those that the new report no longer asserts. "others stay": of the other true
     findings that the first report named, those that the new one still does. "excess": died - (1 - others stay).
-    None where no finding was named rightly.
+    None where no finding was named rightly; the last two also where the others belong to fewer than `FEWEST` studies:
+    a bootstrap does not know the spread of so few.
     """
     found = cases(texts, data.reports, limit)
     if not found:
@@ -306,12 +308,13 @@ def counterfactual(
         named = {fact.name for fact in asserted_facts(said)}
         counts[case.row] += case.finding not in named, 1, len(case.others & named), len(case.others)
     counts = counts[counts[:, 1] > 0]
+    enough = np.count_nonzero(counts[:, 3]) >= FEWEST
     return {
         "findings": len(found),
         "died": _valued(Statistic(counts, _died), resamples),
         "others": int(counts[:, 3].sum()),
-        "others stay": _valued(Statistic(counts, _stay), resamples),
-        "excess": _valued(Statistic(counts, lambda sums: _died(sums) + _stay(sums) - 1), resamples),
+        "others stay": _valued(Statistic(counts, _stay), resamples) if enough else None,
+        "excess": _valued(Statistic(counts, lambda sums: _died(sums) + _stay(sums) - 1), resamples) if enough else None,
     }
 
 

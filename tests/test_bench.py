@@ -170,7 +170,8 @@ def test_a_constant_report_depends_on_no_film(data):
     assert found["died"]["value"] == 0
 
 
-def test_an_oracle_names_what_is_there_and_nothing_else(drawn_studies):
+def test_an_oracle_names_what_is_there_and_nothing_else(drawn_studies, monkeypatch):
+    monkeypatch.setattr(bench, "FEWEST", 2)
     data, reader = drawn_studies, baseline(BaselineReader.template)
     told = Told(data.reports, data.reports)
     texts = bench.write(reader, data.images, told)
@@ -180,7 +181,16 @@ def test_an_oracle_names_what_is_there_and_nothing_else(drawn_studies):
     assert image_dependence(reader, data, texts, 20)["black"]["worth"]["film F1"]["value"] == 1
 
 
-def test_a_report_that_changes_at_random_has_no_excess(drawn_studies):
+def test_others_of_a_few_studies_have_no_interval(drawn_studies):
+    texts = bench.write(baseline(BaselineReader.template), drawn_studies.images, Told(*[drawn_studies.reports] * 2))
+    found = counterfactual(baseline(BaselineReader.template), drawn_studies, texts, 20, 20)
+    assert found["died"]["value"] == 1
+    assert (found["others"] > 0, found["others stay"], found["excess"]) == (True, None, None)
+
+
+def test_a_report_that_changes_at_random_has_no_excess(drawn_studies, monkeypatch):
+    monkeypatch.setattr(bench, "FEWEST", 2)
+
     class Forgetful(BaselineReader):
         def reports(self, films, told):
             return [readers.GeneratedReport("The lungs are clear.", {}) for _ in films]
