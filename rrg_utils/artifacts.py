@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -277,6 +278,7 @@ def key_of(kind: str, inputs: Mapping, code: Sequence[ModuleType] = ()) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+@lru_cache
 def _program(source: str) -> str:
     """What a source does, without comments, layout and docstrings: polishing them must not cost minutes of training."""
     tree = ast.parse(source)

@@ -16,7 +16,7 @@ from tiny_readers import TEXTS, Data, make_readers
 from typer.testing import CliRunner
 
 from rrg_utils import bench, claims, cli, readers
-from rrg_utils.bench import Sizes, again, cases, counterfactual, image_dependence, measured, pairs, table, without
+from rrg_utils.bench import Sizes, cases, counterfactual, image_dependence, measured, pairs, rerun, table, without
 from rrg_utils.data.abnormalities import present
 from rrg_utils.data.annotation import film_facts
 from rrg_utils.data.datasets import indiana
@@ -226,7 +226,7 @@ def test_other_texts_or_another_encoder_are_measured_again(monkeypatch):
         patch.setattr(bench, "weights_hash", lambda *_: "other")
         assert bench._key(nearest, 0, "smoke") != before
     with monkeypatch.context() as patch:
-        patch.setattr("rrg_utils.data.datasets.clean", lambda text, *_: text.lower())
+        patch.setattr("rrg_utils.bench.clean", lambda text, *_: text.lower())
         assert bench._key(nearest, 0, "smoke") != before
 
 
@@ -372,11 +372,11 @@ def test_table_and_pairs(tmp_path, monkeypatch):
     keep(tmp_path, "nearest", 0, bad)
     rows = {row["system"]: row for row in table()}
     assert list(rows) == ["trrg", "constant", "nearest"]
-    assert again() == []
+    assert rerun() == []
     keep(tmp_path / "rerun", "trrg", 0, bad, 0.9)
-    assert [(row["system"], row["BLEU-4"]) for row in again()] == [("trrg", pytest.approx(0.9))]
+    assert [(row["system"], row["BLEU-4"]) for row in rerun()] == [("trrg", pytest.approx(0.9))]
     keep(tmp_path / "rerun", "trrg", 0, bad, 0.9, films="other")
-    assert again() == []
+    assert rerun() == []
     first = rows["trrg"]
     assert [first[f"BLEU-4{x}"] for x in ("", " low", " high")] == pytest.approx([0.5, 0.4, 0.6])
     assert first["BLEU-4 sd"] == pytest.approx(0.2 / 2**0.5)
